@@ -1,0 +1,191 @@
+// Package cli is what the commands share: standard streams as values, flag
+// parsing, files named "-", atomic output, progress, and the one switch from
+// an error to an exit code.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// Exit codes, the same in every command.
+const (
+	ExitOK           = 0
+	ExitFailed       = 1
+	ExitUsage        = 2
+	ExitUnauthorized = 3
+	ExitNotFound     = 4
+	ExitIntegrity    = 5
+	ExitInterrupt    = 130 // 128 + SIGINT
+	ExitPipe         = 141 // 128 + SIGPIPE: the reader of our output has gone
+	ExitTerminate    = 143 // 128 + SIGTERM
+)
+
+// Env is what a command touches of its process, as values, so that a test can
+// run a command without starting one.
+type Env struct {
+	Name   string
+	Args   []string // without the command's own name
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+}
+
+// signalError is the cause of a context that a signal cancelled.
+type signalError struct{ sig syscall.Signal }
+
+func (e signalError) Error() string { return e.sig.String() }
+
+// errDone unwinds a command that has already said all it had to: --help.
+var errDone = errors.New("done")
+
+// errPipe marks an output error whose reader has gone.
+var errPipe = errors.New("broken pipe")
+
+// Main runs a command with the process's own streams and exits with its code.
+// The context that run gets is cancelled by SIGINT and SIGTERM.
+func Main(name string, run func(context.Context, *Env) error) {
+	os.Exit(Start(name, run))
+}
+
+// Start is Main without the exit: testscript wants the code.
+func Start(name string, run func(context.Context, *Env) error) int {
+	// A closed stdout must become an error that we can turn into a quiet exit
+	// after cleaning up; the default would kill us and leave temporary files.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	sigs := make(chan os.Signal, 2)
+	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(sigs)
+	go func() {
+		for s := range sigs {
+			if sig, ok := s.(syscall.Signal); ok {
+				cancel(signalError{sig})
+			}
+		}
+	}()
+	env := &Env{Name: name, Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	return Run(ctx, env, run)
+}
+
+// Run runs a command in env, prints its error as one line, and returns the
+// exit code.
+func Run(ctx context.Context, env *Env, run func(context.Context, *Env) error) int {
+	err := run(ctx, env)
+	if err == nil || errors.Is(err, errDone) {
+		return ExitOK
+	}
+	// After a signal every error is a consequence of it.
+	if sig, ok := errors.AsType[signalError](context.Cause(ctx)); ok {
+		return 128 + int(sig.sig)
+	}
+	code := Code(err)
+	if code != ExitPipe {
+		env.Errorf("%v", err)
+	}
+	return code
+}
+
+// Code is the exit code for an error.
+func Code(err error) int {
+	switch {
+	case err == nil:
+		return ExitOK
+	case errors.Is(err, errPipe), errors.Is(err, syscall.EPIPE):
+		return ExitPipe
+	case errors.Is(err, fault.ErrUsage):
+		return ExitUsage
+	case errors.Is(err, fault.ErrUnauthorized):
+		return ExitUnauthorized
+	case errors.Is(err, fault.ErrIntegrity):
+		return ExitIntegrity
+	case errors.Is(err, fault.ErrNotFound):
+		return ExitNotFound
+	}
+	return ExitFailed
+}
+
+// Errorf prints one line on stderr, after the command's name.
+func (e *Env) Errorf(format string, args ...any) {
+	fmt.Fprintf(e.Stderr, "%s: %s\n", e.Name, oneLine(fmt.Sprintf(format, args...)))
+}
+
+// oneLine keeps hostile names in an error from starting new lines or driving
+// the terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return ' '
+		}
+		if r < 0x20 || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, strings.TrimSpace(s))
+}
+
+// Usagef makes an error of the caller's own: exit code 2.
+func Usagef(format string, args ...any) error {
+	return usageError(fmt.Sprintf(format, args...))
+}
+
+type usageError string
+
+func (e usageError) Error() string        { return string(e) }
+func (e usageError) Is(target error) bool { return target == fault.ErrUsage }
+
+// version is kept in an embedded struct so that every command has --version.
+type globals struct {
+	Version kong.VersionFlag `help:"Print the version and exit."`
+}
+
+// Parse fills flags, a pointer to a struct with kong tags, from env.Args.
+// usage is shown by --help after the description; it should end in a pipeline
+// that works. --help and --version end the command with exit code 0.
+func Parse(env *Env, flags any, description string) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if r != errDone {
+				panic(r)
+			}
+			err = errDone
+		}
+	}()
+	parser, err := kong.New(flags,
+		kong.Name(env.Name),
+		kong.Description(description),
+		kong.Writers(env.Stdout, env.Stderr),
+		kong.Exit(func(int) { panic(errDone) }),
+		kong.Vars{"version": Version()},
+		kong.Embed(&globals{}),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	)
+	if err != nil {
+		return err
+	}
+	if _, err = parser.Parse(env.Args); err != nil {
+		return Usagef("%v (see %s --help)", err, env.Name)
+	}
+	return nil
+}
+
+// Version is the module's version as the build recorded it.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "layerpipe (devel)"
+	}
+	return "layerpipe " + info.Main.Version
+}
