@@ -34,8 +34,9 @@ func TestMissing(t *testing.T) {
 func TestPeersRun(t *testing.T) {
 	for _, name := range []string{"mkfs.erofs", "fsck.erofs", "dump.erofs", "erofsfuse"} {
 		cmd := Peer(t, name)
+		// erofsfuse -V exits with 1.
 		out, err := exec.Command(cmd[0], append(cmd[1:], "-V")...).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "1.9.4") {
+		if !strings.Contains(string(out), "1.9.4") {
 			t.Errorf("%s -V: %v: %s", name, err, out)
 		}
 	}
