@@ -1,0 +1,147 @@
+package tarstream
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// blockSize is the unit of every tar dialect, in bytes.
+const blockSize = 512
+
+// A block is one 512-byte tar header. The methods name its fields at the
+// offsets of POSIX.1-1988 (ustar); the dialects differ only behind byte 345.
+type block [blockSize]byte
+
+func (b *block) name() []byte     { return cstring(b[0:100]) }
+func (b *block) mode() []byte     { return b[100:108] }
+func (b *block) uid() []byte      { return b[108:116] }
+func (b *block) gid() []byte      { return b[116:124] }
+func (b *block) size() []byte     { return b[124:136] }
+func (b *block) mtime() []byte    { return b[136:148] }
+func (b *block) chksum() []byte   { return b[148:156] }
+func (b *block) typeflag() byte   { return b[156] }
+func (b *block) linkname() []byte { return cstring(b[157:257]) }
+func (b *block) magic() []byte    { return b[257:265] } // magic[6] version[2]
+func (b *block) devmajor() []byte { return b[329:337] }
+func (b *block) devminor() []byte { return b[337:345] }
+
+// GNU tar's old sparse header ('S') in place of ustar's prefix.
+func (b *block) gnuSparse() []byte   { return b[386:482] } // 4 entries
+func (b *block) gnuExtended() bool   { return b[482] != 0 }
+func (b *block) gnuRealSize() []byte { return b[483:495] }
+
+// Dialects, as far as reading differs.
+type dialect uint8
+
+const (
+	v7    dialect = iota // no magic: nothing behind linkname means anything
+	ustar                // POSIX; PAX is ustar with 'x' and 'g' entries
+	star                 // Schily star: a shorter prefix, then atime and ctime
+	gnu                  // GNU and old GNU: no prefix, times and sparse maps there
+)
+
+func (b *block) dialect() dialect {
+	switch {
+	case string(b[257:265]) == "ustar  \x00":
+		return gnu
+	case string(b[257:262]) != "ustar":
+		return v7
+	case string(b[508:512]) == "tar\x00":
+		return star
+	// xstar has no trailer; what marks it is a NUL at the end of its prefix
+	// and two octal times, each ended by a blank.
+	case b[475] == 0 && isOctalDigit(b[476]) && b[487] == ' ' && isOctalDigit(b[488]) && b[499] == ' ':
+		return star
+	}
+	return ustar
+}
+
+// prefix is what the dialect puts before the name, or nothing.
+func (b *block) prefix() []byte {
+	switch b.dialect() {
+	case ustar:
+		return cstring(b[345:500])
+	case star:
+		return cstring(b[345:476])
+	}
+	return nil
+}
+
+func isOctalDigit(c byte) bool { return '0' <= c && c <= '7' }
+
+func (b *block) isZero() bool { return *b == block{} }
+
+// checksumOK accepts both sums that are in use: POSIX adds unsigned bytes,
+// some historical writers added signed ones.
+func (b *block) checksumOK() bool {
+	want, err := parseNumber(b.chksum())
+	if err != nil {
+		return false
+	}
+	var unsigned, signed int64
+	for i, c := range b {
+		if 148 <= i && i < 156 {
+			c = ' ' // the field itself counts as blanks
+		}
+		unsigned += int64(c)
+		signed += int64(int8(c))
+	}
+	return want == unsigned || want == signed
+}
+
+// cstring is the part of a field before its first NUL, if any.
+func cstring(b []byte) []byte {
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		return b[:i]
+	}
+	return b
+}
+
+// parseNumber reads a numeric field: octal digits between blanks and NULs
+// (all blank is 0: that is how old writers leave out what does not apply), or
+// GNU's base-256, marked by the top bit, a big-endian two's complement.
+func parseNumber(f []byte) (int64, error) {
+	if f[0]&0x80 != 0 {
+		return parseBase256(f)
+	}
+	s := bytes.TrimLeft(f, " \x00")
+	var x int64
+	for i, c := range s {
+		if c == ' ' || c == 0 {
+			if len(bytes.Trim(s[i:], " \x00")) != 0 {
+				return 0, fmt.Errorf("number %q: %w", f, fault.ErrCorrupt)
+			}
+			break
+		}
+		if !isOctalDigit(c) || x > 1<<59 {
+			return 0, fmt.Errorf("number %q: %w", f, fault.ErrCorrupt)
+		}
+		x = x<<3 | int64(c-'0')
+	}
+	return x, nil
+}
+
+func parseBase256(f []byte) (int64, error) {
+	// Bit 7 of the first byte is the marker and bit 6 the sign.
+	var x uint64
+	inv := byte(0)
+	if f[0]&0x40 != 0 {
+		inv = 0xff
+	}
+	for i, c := range f {
+		c ^= inv
+		if i == 0 {
+			c &= 0x7f
+		}
+		if x>>55 != 0 {
+			return 0, fmt.Errorf("base-256 number beyond 64 bits: %w", fault.ErrCorrupt)
+		}
+		x = x<<8 | uint64(c)
+	}
+	if inv == 0xff {
+		return ^int64(x), nil
+	}
+	return int64(x), nil
+}

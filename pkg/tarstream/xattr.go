@@ -1,0 +1,171 @@
+package tarstream
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// An Xattr is an extended attribute under its full name ("user.mime_type").
+type Xattr struct {
+	Name  string
+	Value string // bytes
+}
+
+// Limits of Linux (include/uapi/linux/limits.h).
+const (
+	maxXattrName  = 255
+	maxXattrValue = 65536
+)
+
+func (e *Entry) hasXattr(name string) bool {
+	for _, x := range e.Xattrs {
+		if x.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *Entry) setXattr(name, value string) error {
+	if name == "" || len(name) > maxXattrName || strings.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("xattr name of %d bytes: %w", len(name), fault.ErrUnsupported)
+	}
+	if len(value) > maxXattrValue {
+		return fmt.Errorf("xattr %s: value of %d bytes: %w", name, len(value), fault.ErrUnsupported)
+	}
+	for i := range e.Xattrs {
+		if e.Xattrs[i].Name == name {
+			e.Xattrs[i].Value = value
+			return nil
+		}
+	}
+	e.Xattrs = append(e.Xattrs, Xattr{name, value})
+	return nil
+}
+
+// POSIX ACL entry tags (include/uapi/linux/posix_acl.h).
+const (
+	aclUserObj  = 0x01
+	aclUser     = 0x02
+	aclGroupObj = 0x04
+	aclGroup    = 0x08
+	aclMask     = 0x10
+	aclOther    = 0x20
+
+	aclNoID       = 0xFFFFFFFF
+	aclVersion    = 2
+	maxACLEntries = 1 << 12
+)
+
+type aclEntry struct {
+	tag, perm uint16
+	id        uint32
+}
+
+// setACL turns the text form that star, GNU tar and libarchive store into the
+// binary xattr that the kernel reads (posix_acl_xattr.h: u32 version, then
+// {u16 tag, u16 perm, u32 id} each).
+func (e *Entry) setACL(name string, r record) error {
+	acl, err := parseACL(r.value)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.key, err)
+	}
+	if name == "system.posix_acl_access" && len(acl) <= 3 {
+		return nil // says no more than the mode does; the kernel stores none either
+	}
+	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
+	for _, a := range acl {
+		b = binary.LittleEndian.AppendUint16(b, a.tag)
+		b = binary.LittleEndian.AppendUint16(b, a.perm)
+		b = binary.LittleEndian.AppendUint32(b, a.id)
+	}
+	return e.setXattr(name, string(b))
+}
+
+func parseACL(text string) ([]aclEntry, error) {
+	var acl []aclEntry
+	for line := range strings.FieldsFuncSeq(text, func(c rune) bool { return c == ',' || c == '\n' }) {
+		line, _, _ = strings.Cut(line, "#") // "#effective:r--"
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		if len(acl) == maxACLEntries {
+			return nil, fmt.Errorf("more than %d entries: %w", maxACLEntries, fault.ErrUnsupported)
+		}
+		a, err := parseACLEntry(strings.Split(line, ":"))
+		if err != nil {
+			return nil, fmt.Errorf("entry %q: %w", line, err)
+		}
+		acl = append(acl, a)
+	}
+	// The kernel wants them by tag, then by id.
+	sort.SliceStable(acl, func(i, j int) bool {
+		if acl[i].tag != acl[j].tag {
+			return acl[i].tag < acl[j].tag
+		}
+		return acl[i].id < acl[j].id
+	})
+	return acl, nil
+}
+
+// parseACLEntry reads "tag:qualifier:perm" with star's fourth field, the
+// number behind a qualifier that is a name.
+func parseACLEntry(f []string) (a aclEntry, err error) {
+	a.id = aclNoID
+	if len(f) == 2 { // "mask:rwx", "other:r--"
+		f = []string{f[0], "", f[1]}
+	}
+	if len(f) != 3 && len(f) != 4 {
+		return a, fault.ErrCorrupt
+	}
+	named := f[1] != ""
+	switch f[0] {
+	case "user", "u":
+		a.tag = aclUserObj
+		if named {
+			a.tag = aclUser
+		}
+	case "group", "g":
+		a.tag = aclGroupObj
+		if named {
+			a.tag = aclGroup
+		}
+	case "mask", "m":
+		a.tag = aclMask
+	case "other", "o":
+		a.tag = aclOther
+	default:
+		return a, fault.ErrCorrupt
+	}
+	if named {
+		id := f[1]
+		if len(f) == 4 {
+			id = f[3]
+		}
+		n, err := strconv.ParseUint(id, 10, 32)
+		if err != nil {
+			// Whose number it is only the machine knew that wrote the archive.
+			return a, fmt.Errorf("no numeric id: %w", fault.ErrUnsupported)
+		}
+		a.id = uint32(n)
+	}
+	for _, c := range f[2] {
+		switch c {
+		case 'r':
+			a.perm |= 4
+		case 'w':
+			a.perm |= 2
+		case 'x':
+			a.perm |= 1
+		case '-', ' ':
+		default:
+			return a, fault.ErrCorrupt
+		}
+	}
+	return a, nil
+}
