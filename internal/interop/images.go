@@ -1,0 +1,87 @@
+package interop
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// listening finds the address in docker-registry's log.
+var listening = regexp.MustCompile(`listening on ([0-9.]+:[0-9]+)`)
+
+// DockerRegistry runs Debian's docker-registry on a port of its own choice,
+// without authentication, until the test ends, and returns its HOST:PORT. It
+// speaks plain HTTP.
+func DockerRegistry(t testing.TB) string {
+	t.Helper()
+	program := Tool(t, "docker-registry")
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.yml")
+	text := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: \"127.0.0.1:0\"}\n", filepath.Join(dir, "data"))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "serve", config)
+	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	addr := make(chan string, 1)
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		defer close(addr)
+		said := false
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			if m := listening.FindStringSubmatch(lines.Text()); m != nil && !said {
+				addr <- m[1]
+				said = true
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-drained
+		cmd.Wait()
+	})
+	select {
+	case a, ok := <-addr:
+		if !ok {
+			t.Fatal("docker-registry ended before it listened")
+		}
+		return a
+	case <-time.After(30 * time.Second):
+		t.Fatal("docker-registry does not listen")
+		return ""
+	}
+}
+
+// PushOCI copies an image out of an OCI layout ("oci:DIR:TAG") into a
+// plain-HTTP registry, byte for byte, and returns its reference there.
+func PushOCI(t testing.TB, ref, host, repository string) string {
+	t.Helper()
+	to := host + "/" + repository
+	Run(t, Tool(t, "skopeo"), "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false", ref, "docker://"+to)
+	return to
+}
+
+// Umoci unpacks an image of an OCI layout ("oci:DIR:TAG") with umoci, as root,
+// and returns the directory of its root file system. umoci reads gzip and
+// plain layers.
+func Umoci(t testing.TB, ref string) string {
+	t.Helper()
+	Root(t)
+	bundle := filepath.Join(t.TempDir(), "bundle")
+	Run(t, Tool(t, "umoci"), "unpack", "--image", strings.TrimPrefix(ref, "oci:"), bundle)
+	return filepath.Join(bundle, "rootfs")
+}
