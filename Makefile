@@ -1,0 +1,49 @@
+# Plain targets; `make help` lists them. Needs Go and make, nothing else.
+GO          ?= go
+STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+COMMANDS     = $(notdir $(filter-out cmd/internal,$(wildcard cmd/*)))
+REF         ?=
+
+export CGO_ENABLED = 0
+
+.PHONY: all build test race demo lint cross fuzz peers clean help
+.DEFAULT_GOAL := all
+
+all: build ## build everything
+
+build: ## the five commands, static, into bin/
+	$(GO) build -trimpath -o bin/ $(COMMANDS:%=./cmd/%)
+
+test: ## all tests; what the machine lacks is skipped and named, or fails with INTEROP=1
+	$(GO) test -timeout 20m ./...
+
+race: ## all tests under the race detector (wants a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...
+
+demo: build ## an image from a registry to a mounted EROFS, whole and lazily; REF=... takes another image
+	$(GO) run ./internal/demo -bin bin $(if $(REF),-ref '$(REF)')
+
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')) && if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+cross: ## build and vet for the other systems (what needs Linux says so there)
+	@set -e; for target in linux/arm64 darwin/arm64 windows/amd64; do \
+		echo "cross: $$target"; \
+		GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -o /dev/null ./...; \
+		GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) vet ./...; \
+	done
+
+fuzz: ## each fuzz target for FUZZTIME (5s)
+	scripts/fuzz $(FUZZTIME)
+
+peers: ## the erofs-utils that interop tests compare with, into .peers (Debian)
+	scripts/peers
+
+clean: ## remove what make made
+	rm -rf bin
+	$(MAKE) -C docs/example clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
