@@ -1,0 +1,141 @@
+//go:build inflate_safe || !(amd64 || arm64)
+
+package inflate
+
+import "encoding/binary"
+
+// loop decodes block data until the block ends, or a limit of input or output
+// is reached. It is the same as that in loop_unsafe.go, with bounds checks; see
+// there for what it does and why it is so.
+func (z *Reader) loop() result {
+	lit, dist := z.lit, z.dist
+	in, out := z.in[:], z.out[:]
+	ip, op := uint(z.ip), uint(z.op)
+	ilim, olim, floor := uint(z.ilim), uint(z.olim), uint(z.floor)
+	b, n := z.b, uint64(z.n)
+
+	b |= load64(in, ip) << (n & 63)
+	ip += uint(7 - n>>3&7)
+	n |= 56
+	e := lit[b&(1<<litBits-1)]
+	res := resLimit
+	for ip <= ilim && op < olim {
+		saved := b
+		b >>= e & 63
+		n -= uint64(e)
+		if int32(e) < 0 {
+			out[op] = byte(e >> 16)
+			op++
+			e = lit[b&(1<<litBits-1)]
+			saved = b
+			b >>= e & 63
+			n -= uint64(e)
+			if int32(e) < 0 {
+				out[op] = byte(e >> 16)
+				op++
+				e = lit[b&(1<<litBits-1)]
+				saved = b
+				b >>= e & 63
+				n -= uint64(e)
+				if int32(e) < 0 {
+					out[op] = byte(e >> 16)
+					op++
+					e = lit[b&(1<<litBits-1)]
+					b |= load64(in, ip) << (n & 63)
+					ip += uint(7 - n>>3&7)
+					n |= 56
+					continue
+				}
+			}
+		}
+		if e&entExceptional != 0 {
+			if e&entSubtable != 0 {
+				e = lit[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(litSize-1)]
+				saved = b
+				b >>= e & 63
+				n -= uint64(e)
+				if int32(e) < 0 {
+					out[op] = byte(e >> 16)
+					op++
+					b |= load64(in, ip) << (n & 63)
+					ip += uint(7 - n>>3&7)
+					n |= 56
+					e = lit[b&(1<<litBits-1)]
+					continue
+				}
+			}
+			if e&entEnd != 0 {
+				res = resEnd
+				break
+			}
+			if e&entExceptional != 0 {
+				res = resSymbol
+				break
+			}
+		}
+		length := uint(e>>16) + uint(saved&(1<<(e&63)-1)>>(e>>8&15))
+
+		b |= load64(in, ip) << (n & 63)
+		ip += uint(7 - n>>3&7)
+		n |= 56
+		e = dist[b&(1<<distBits-1)]
+		if e&entExceptional != 0 {
+			if e&entSubtable == 0 {
+				res = resDist
+				break
+			}
+			b >>= distBits
+			n -= distBits
+			e = dist[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(distSize-1)]
+			if e&entExceptional != 0 {
+				res = resDist
+				break
+			}
+		}
+		d := uint(e>>16) + uint(b&(1<<(e&63)-1)>>(e>>8&15))
+		b >>= e & 63
+		n -= uint64(e)
+		src := op - d
+		if int(src) < int(floor) {
+			res = resTooFar
+			break
+		}
+		e = lit[b&(1<<litBits-1)]
+		b |= load64(in, ip) << (n & 63)
+		ip += uint(7 - n>>3&7)
+		n |= 56
+
+		copyMatch(out, op, src, length)
+		op += length
+	}
+	z.b, z.n = b, uint(n&63)
+	z.ip, z.op = int(ip), int(op)
+	return res
+}
+
+// copyMatch copies n bytes from src on to op, where the two may overlap. It may
+// write up to 31 bytes more.
+func copyMatch(out []byte, op, src, n uint) {
+	switch d := op - src; {
+	case d >= 16:
+		for end := op + n; op < end; op, src = op+16, src+16 {
+			*(*[16]byte)(out[op:]) = *(*[16]byte)(out[src:])
+		}
+	case d >= 8:
+		for end := op + n; op < end; op, src = op+8, src+8 {
+			*(*[8]byte)(out[op:]) = *(*[8]byte)(out[src:])
+		}
+	case d == 1:
+		run := uint64(out[src]) * 0x0101010101010101
+		for end := op + n; op < end; op += 8 {
+			binary.LittleEndian.PutUint64(out[op:], run)
+		}
+	default:
+		// The first d of 8 bytes are right each time.
+		for end := op + n; op < end; op, src = op+d, src+d {
+			*(*[8]byte)(out[op:]) = *(*[8]byte)(out[src:])
+		}
+	}
+}
+
+func load64(b []byte, i uint) uint64 { return binary.LittleEndian.Uint64(b[i:]) }

@@ -1,0 +1,173 @@
+//go:build !inflate_safe && (amd64 || arm64)
+
+package inflate
+
+import "unsafe"
+
+// loop decodes block data until the block ends, or a limit of input or output
+// is reached.
+//
+// This is where all the time goes: two thirds of the symbols are literals, and
+// the mean match is 11 bytes long. What makes it fast:
+//
+//   - The bit buffer is refilled without a branch: eight bytes are or-ed in
+//     above the n bits there are, and ip moves by the whole bytes among those
+//     that are now counted (n becomes 56 to 63). The bits above n are the
+//     right ones already, and or-ing them in again does no harm.
+//   - A table entry is used as it is to shift and to subtract: its low byte is
+//     the number of bits to drop. Of n only the low byte means anything.
+//   - Up to three literals are decoded for one refill.
+//   - The next entry is loaded before a match is copied, so that the two
+//     overlap.
+//   - Matches are copied in words that may spill over their end.
+//
+// Bits: after a refill there are 56 or more. Two literals from the root table
+// (11 each) and a length (15 and 5 extra) take at most 42. A distance takes at
+// most 15 and 13 extra.
+//
+// Bounds, which the compiler cannot see and so pointers are used:
+//
+//   - in: a round starts at ip <= ilim and refills up to three times, moving up
+//     to 7 bytes and loading 8: it reads below ilim+inMargin. ilim is inMargin
+//     before the end of what is valid, or 8 behind the end of the input, which
+//     inSlack zeros follow.
+//   - out: a round starts at op < olim <= WindowSize+outSize and writes 2
+//     literals and a match of 258 bytes that spills up to 31 bytes, or three
+//     literals: less than outSlack.
+//   - a match's source is not below floor, which is checked, and below op.
+func (z *Reader) loop() result {
+	lit, dist := z.lit, z.dist
+	ip := unsafe.Pointer(&z.in[z.ip])
+	ilim := unsafe.Pointer(&z.in[z.ilim])
+	op := unsafe.Pointer(&z.out[z.op])
+	olim := unsafe.Pointer(&z.out[z.olim])
+	floor := unsafe.Pointer(&z.out[z.floor])
+	b, n := z.b, uint64(z.n)
+
+	b |= *(*uint64)(ip) << (n & 63)
+	ip = unsafe.Add(ip, 7-n>>3&7)
+	n |= 56
+	e := lit[b&(1<<litBits-1)]
+	res := resLimit
+	for uintptr(ip) <= uintptr(ilim) && uintptr(op) < uintptr(olim) {
+		saved := b
+		b >>= e & 63
+		n -= uint64(e)
+		if int32(e) < 0 {
+			*(*byte)(op) = byte(e >> 16)
+			op = unsafe.Add(op, 1)
+			e = lit[b&(1<<litBits-1)]
+			saved = b
+			b >>= e & 63
+			n -= uint64(e)
+			if int32(e) < 0 {
+				*(*byte)(op) = byte(e >> 16)
+				op = unsafe.Add(op, 1)
+				e = lit[b&(1<<litBits-1)]
+				saved = b
+				b >>= e & 63
+				n -= uint64(e)
+				if int32(e) < 0 {
+					*(*byte)(op) = byte(e >> 16)
+					op = unsafe.Add(op, 1)
+					e = lit[b&(1<<litBits-1)]
+					b |= *(*uint64)(ip) << (n & 63)
+					ip = unsafe.Add(ip, 7-n>>3&7)
+					n |= 56
+					continue
+				}
+			}
+		}
+		if e&entExceptional != 0 {
+			if e&entSubtable != 0 {
+				e = lit[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(litSize-1)]
+				saved = b
+				b >>= e & 63
+				n -= uint64(e)
+				if int32(e) < 0 {
+					*(*byte)(op) = byte(e >> 16)
+					op = unsafe.Add(op, 1)
+					b |= *(*uint64)(ip) << (n & 63)
+					ip = unsafe.Add(ip, 7-n>>3&7)
+					n |= 56
+					e = lit[b&(1<<litBits-1)]
+					continue
+				}
+			}
+			if e&entEnd != 0 {
+				res = resEnd
+				break
+			}
+			if e&entExceptional != 0 {
+				res = resSymbol
+				break
+			}
+		}
+		length := uintptr(e>>16) + uintptr(saved&(1<<(e&63)-1)>>(e>>8&15))
+
+		e = dist[b&(1<<distBits-1)]
+		if n&0xff < 28+litBits || e&entExceptional != 0 {
+			b |= *(*uint64)(ip) << (n & 63)
+			ip = unsafe.Add(ip, 7-n>>3&7)
+			n |= 56
+			e = dist[b&(1<<distBits-1)]
+			if e&entExceptional != 0 {
+				if e&entSubtable == 0 {
+					res = resDist
+					break
+				}
+				b >>= distBits
+				n -= distBits
+				e = dist[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(distSize-1)]
+				if e&entExceptional != 0 {
+					res = resDist
+					break
+				}
+			}
+		}
+		d := uintptr(e>>16) + uintptr(b&(1<<(e&63)-1)>>(e>>8&15))
+		b >>= e & 63
+		n -= uint64(e)
+		if d > uintptr(op)-uintptr(floor) {
+			res = resTooFar
+			break
+		}
+		e = lit[b&(1<<litBits-1)]
+		b |= *(*uint64)(ip) << (n & 63)
+		ip = unsafe.Add(ip, 7-n>>3&7)
+		n |= 56
+
+		src := unsafe.Add(op, -int(d))
+		dst := op
+		op = unsafe.Add(op, length)
+		switch {
+		case d >= 16:
+			*(*[16]byte)(dst) = *(*[16]byte)(src)
+			*(*[16]byte)(unsafe.Add(dst, 16)) = *(*[16]byte)(unsafe.Add(src, 16))
+			if length > 32 {
+				for dst, src = unsafe.Add(dst, 32), unsafe.Add(src, 32); uintptr(dst) < uintptr(op); dst, src = unsafe.Add(dst, 16), unsafe.Add(src, 16) {
+					*(*[16]byte)(dst) = *(*[16]byte)(src)
+				}
+			}
+		case d >= 8:
+			*(*uint64)(dst) = *(*uint64)(src)
+			*(*uint64)(unsafe.Add(dst, 8)) = *(*uint64)(unsafe.Add(src, 8))
+			for dst, src = unsafe.Add(dst, 16), unsafe.Add(src, 16); uintptr(dst) < uintptr(op); dst, src = unsafe.Add(dst, 8), unsafe.Add(src, 8) {
+				*(*uint64)(dst) = *(*uint64)(src)
+			}
+		case d == 1:
+			run := uint64(*(*byte)(src)) * 0x0101010101010101
+			for ; uintptr(dst) < uintptr(op); dst = unsafe.Add(dst, 8) {
+				*(*uint64)(dst) = run
+			}
+		default:
+			for ; uintptr(dst) < uintptr(op); dst, src = unsafe.Add(dst, d), unsafe.Add(src, d) {
+				*(*uint64)(dst) = *(*uint64)(src)
+			}
+		}
+	}
+	z.b, z.n = b, uint(n&63)
+	z.ip = int(uintptr(ip) - uintptr(unsafe.Pointer(&z.in)))
+	z.op = int(uintptr(op) - uintptr(unsafe.Pointer(&z.out)))
+	return res
+}
