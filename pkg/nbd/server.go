@@ -1,0 +1,196 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// serverState is what all connections of a server share.
+type serverState struct {
+	once   sync.Once
+	err    error
+	shared budget // bytes of replies beyond the connections' own reserves
+	conns  atomic.Int64
+
+	served, refused, reads, bytes, failed atomic.Int64
+}
+
+// Stats are counts since the server began.
+type Stats struct {
+	Conns   int64 // connections open now
+	Served  int64 // connections accepted
+	Refused int64 // connections closed because there were too many
+	Reads   int64 // READ commands answered with data
+	Bytes   int64 // bytes in those answers
+	Failed  int64 // reads of the device that failed
+}
+
+// Stats may be called at any time.
+func (s *Server) Stats() Stats {
+	return Stats{
+		Conns:   s.state.conns.Load(),
+		Served:  s.state.served.Load(),
+		Refused: s.state.refused.Load(),
+		Reads:   s.state.reads.Load(),
+		Bytes:   s.state.bytes.Load(),
+		Failed:  s.state.failed.Load(),
+	}
+}
+
+// init fills in the defaults and checks what the exports say.
+func (s *Server) init() error {
+	s.state.once.Do(func() {
+		setDefault(&s.MaxConns, 64)
+		setDefault(&s.MaxRequests, 64)
+		setDefault(&s.MaxMemory, 128<<20)
+		setDefault(&s.HandshakeTimeout, time.Minute)
+		setDefault(&s.WriteTimeout, 2*time.Minute)
+		setDefault(&s.DrainTimeout, 10*time.Second)
+		s.state.shared.free = max(s.MaxMemory, 2*MaxRead)
+		s.state.err = s.checkExports()
+	})
+	return s.state.err
+}
+
+func setDefault[T int | int64 | time.Duration](p *T, v T) {
+	if *p <= 0 {
+		*p = v
+	}
+}
+
+func (s *Server) checkExports() error {
+	if len(s.Exports) == 0 {
+		return fmt.Errorf("nbd: no export: %w", fault.ErrUsage)
+	}
+	s.Exports = append([]Export(nil), s.Exports...) // the defaults below are ours
+	for i := range s.Exports {
+		e := &s.Exports[i]
+		if len(e.Name) > maxString || len(e.Description) > maxString {
+			return fmt.Errorf("nbd: the name or description of export %d is longer than %d bytes: %w", i, maxString, fault.ErrUsage)
+		}
+		if e.Device == nil || e.Device.Size() < 0 {
+			return fmt.Errorf("nbd: export %q has no device: %w", e.Name, fault.ErrUsage)
+		}
+		for j := range i {
+			if s.Exports[j].Name == e.Name {
+				return fmt.Errorf("nbd: two exports are named %q: %w", e.Name, fault.ErrUsage)
+			}
+		}
+		if e.MinBlock == 0 {
+			e.MinBlock = 1
+		}
+		if e.PreferredBlock == 0 {
+			e.PreferredBlock = max(4096, e.MinBlock)
+		}
+		// "Block size constraints": powers of two, the preferred one at least 512.
+		if e.MinBlock&(e.MinBlock-1) != 0 || e.MinBlock > 64<<10 ||
+			e.PreferredBlock&(e.PreferredBlock-1) != 0 || e.PreferredBlock < max(512, e.MinBlock) || e.PreferredBlock > MaxRead {
+			return fmt.Errorf("nbd: export %q: block sizes %d and %d: %w", e.Name, e.MinBlock, e.PreferredBlock, fault.ErrUsage)
+		}
+	}
+	return nil
+}
+
+// export finds an export by the name a client gave.
+func (s *Server) export(name string) *Export {
+	for i := range s.Exports {
+		if s.Exports[i].Name == name {
+			return &s.Exports[i]
+		}
+	}
+	if name == "" {
+		return &s.Exports[0]
+	}
+	return nil
+}
+
+func (s *Server) logf(format string, args ...any) {
+	if s.Logf != nil {
+		s.Logf(format, args...)
+	}
+}
+
+// Serve accepts clients until ctx is done or the listener fails, and closes
+// the listener. When ctx is done, requests in flight are still answered, for
+// DrainTimeout at most; then Serve returns nil.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	defer l.Close()
+	if err := s.init(); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for delay := time.Duration(0); ; {
+		nc, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				nc.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("nbd: %w", err)
+			}
+			// Out of descriptors, or a client that went away early: those
+			// connected must not suffer for it.
+			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+			s.logf("accept: %v", err)
+			select {
+			case <-time.After(delay):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		delay = 0
+		if s.state.conns.Load() >= int64(s.MaxConns) {
+			s.state.refused.Add(1)
+			s.logf("client refused: %d are connected", s.MaxConns)
+			nc.Close()
+			continue
+		}
+		s.state.conns.Add(1)
+		wg.Go(func() {
+			defer s.state.conns.Add(-1)
+			s.handle(ctx, nc)
+		})
+	}
+}
+
+// ServeConn serves one client and closes its connection. It does not count
+// against MaxConns.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
+	if err := s.init(); err != nil {
+		nc.Close()
+		return err
+	}
+	s.state.conns.Add(1)
+	defer s.state.conns.Add(-1)
+	return s.handle(ctx, nc)
+}
+
+func (s *Server) handle(ctx context.Context, nc net.Conn) error {
+	s.state.served.Add(1)
+	c := newConn(s, nc)
+	err := c.serve(ctx)
+	if err != nil {
+		s.logf("client %s: %v", clientName(nc), err)
+	}
+	return err
+}
+
+// clientName is the client's address where it has one.
+func clientName(nc net.Conn) string {
+	if a := nc.RemoteAddr(); a != nil && a.String() != "" && a.String() != "@" {
+		return a.String()
+	}
+	return "on " + nc.LocalAddr().String()
+}
