@@ -23,7 +23,6 @@ func (b *block) mtime() []byte    { return b[136:148] }
 func (b *block) chksum() []byte   { return b[148:156] }
 func (b *block) typeflag() byte   { return b[156] }
 func (b *block) linkname() []byte { return cstring(b[157:257]) }
-func (b *block) magic() []byte    { return b[257:265] } // magic[6] version[2]
 func (b *block) devmajor() []byte { return b[329:337] }
 func (b *block) devminor() []byte { return b[337:345] }
 
@@ -65,8 +64,29 @@ func (b *block) prefix() []byte {
 		return cstring(b[345:500])
 	case star:
 		return cstring(b[345:476])
+	case gnu:
+		// GNU has atime and ctime there. Go before 1.8, and so many an old
+		// image layer, put ustar's prefix under GNU's magic: what is no time
+		// but text is taken for that.
+		if p := cstring(b[345:500]); isText(p) && !(isNumber(b[345:357]) && isNumber(b[357:369])) {
+			return p
+		}
 	}
 	return nil
+}
+
+func isNumber(f []byte) bool {
+	_, err := parseNumber(f)
+	return err == nil
+}
+
+func isText(s []byte) bool {
+	for _, c := range s {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 func isOctalDigit(c byte) bool { return '0' <= c && c <= '7' }
@@ -80,15 +100,16 @@ func (b *block) checksumOK() bool {
 	if err != nil {
 		return false
 	}
-	var unsigned, signed int64
-	for i, c := range b {
-		if 148 <= i && i < 156 {
-			c = ' ' // the field itself counts as blanks
-		}
-		unsigned += int64(c)
-		signed += int64(int8(c))
+	var sum, high int64 // of the bytes; how many of them have the top bit
+	for _, c := range b {
+		sum += int64(c)
+		high += int64(c >> 7)
 	}
-	return want == unsigned || want == signed
+	for _, c := range b.chksum() { // the field itself counts as blanks
+		sum += ' ' - int64(c)
+		high -= int64(c >> 7)
+	}
+	return want == sum || want == sum-256*high
 }
 
 // cstring is the part of a field before its first NUL, if any.
@@ -99,26 +120,25 @@ func cstring(b []byte) []byte {
 	return b
 }
 
-// parseNumber reads a numeric field: octal digits between blanks and NULs
-// (all blank is 0: that is how old writers leave out what does not apply), or
-// GNU's base-256, marked by the top bit, a big-endian two's complement.
+// parseNumber reads a numeric field: octal digits behind blanks and NULs, up
+// to a blank or NUL (all blank is 0: that is how old writers leave out what
+// does not apply), or GNU's base-256, marked by the top bit, a big-endian two's
+// complement. As GNU tar and libarchive do, it ignores what stands behind the
+// blank or NUL that ends the digits.
 func parseNumber(f []byte) (int64, error) {
 	if f[0]&0x80 != 0 {
 		return parseBase256(f)
 	}
-	s := bytes.TrimLeft(f, " \x00")
+	i := 0
+	for i < len(f) && (f[i] == ' ' || f[i] == 0) {
+		i++
+	}
 	var x int64
-	for i, c := range s {
-		if c == ' ' || c == 0 {
-			if len(bytes.Trim(s[i:], " \x00")) != 0 {
-				return 0, fmt.Errorf("number %q: %w", f, fault.ErrCorrupt)
-			}
-			break
-		}
-		if !isOctalDigit(c) || x > 1<<59 {
+	for ; i < len(f) && f[i] != ' ' && f[i] != 0; i++ {
+		if !isOctalDigit(f[i]) || x > 1<<59 {
 			return 0, fmt.Errorf("number %q: %w", f, fault.ErrCorrupt)
 		}
-		x = x<<3 | int64(c-'0')
+		x = x<<3 | int64(f[i]-'0')
 	}
 	return x, nil
 }

@@ -7,186 +7,169 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
-// A record is one key=value of a PAX extended header (POSIX.1-2001). A record
-// with an empty value takes an earlier one of the same key back.
-type record struct {
-	key   string
-	value string
-}
+// A record is one key=value of a PAX extended header (POSIX.1-2001). Both are
+// slices of the header's body.
+type record struct{ key, value []byte }
 
-// maxRecords bounds the records of one header; each costs memory of its own.
-const maxRecords = 1 << 16
+const (
+	// maxRecords bounds the records of one header, which take 48 bytes of
+	// memory each; sparse format 0.0 needs two for each run of a file.
+	maxRecords = 1 << 18
+	// maxGlobal bounds the records of all global headers together: each of
+	// them is looked at for each entry.
+	maxGlobal = 256
+)
 
-// parseRecords reads the body of an 'x' or 'g' entry: "len key=value\n" each,
-// len counting the whole record. Repeated keys stay: GNU sparse 0.0 means it.
-func parseRecords(body []byte, into []record) ([]record, error) {
-	rest := body
-	for len(rest) > 0 {
-		// Some writers pad the body with NULs.
-		if len(bytes.Trim(rest, "\x00")) == 0 {
-			break
+// parseRecords appends the records of the body of an 'x' or 'g' entry to recs:
+// "len key=value\n" each, len counting the whole record. Repeated keys stay:
+// GNU sparse 0.0 means it.
+func parseRecords(body []byte, recs []record) ([]record, error) {
+	for rest := body; len(rest) > 0; {
+		bad := func(what string) error {
+			return fmt.Errorf("extended header, byte %d: %s: %w", len(body)-len(rest), what, fault.ErrCorrupt)
+		}
+		if rest[0] == 0 && allZero(rest) {
+			break // some writers pad the body with NULs
 		}
 		sp := bytes.IndexByte(rest[:min(len(rest), 20)], ' ')
 		if sp <= 0 {
-			return nil, paxError(body, rest, "no length")
+			return nil, bad("no length")
 		}
 		n, err := strconv.ParseUint(string(rest[:sp]), 10, 31)
 		if err != nil || int(n) <= sp+1 || int(n) > len(rest) {
-			return nil, paxError(body, rest, "bad length")
+			return nil, bad("bad length")
 		}
-		rec := rest[sp+1 : n]
+		if rest[n-1] != '\n' {
+			return nil, bad("no newline at the end of a record")
+		}
+		key, value, ok := bytes.Cut(rest[sp+1:n-1], []byte("="))
+		if !ok || len(key) == 0 {
+			return nil, bad("no key")
+		}
+		if len(recs) == maxRecords {
+			return nil, bad("too many records")
+		}
+		recs = append(recs, record{key, value})
 		rest = rest[n:]
-		if rec[len(rec)-1] != '\n' {
-			return nil, paxError(body, rest, "no newline at the end of a record")
-		}
-		key, value, ok := strings.Cut(string(rec[:len(rec)-1]), "=")
-		if !ok || key == "" {
-			return nil, paxError(body, rest, "no key")
-		}
-		if len(into) == maxRecords {
-			return nil, paxError(body, rest, "too many records")
-		}
-		into = append(into, record{key, value})
 	}
-	return into, nil
+	return recs, nil
 }
 
-func paxError(body, rest []byte, what string) error {
-	return fmt.Errorf("extended header, byte %d: %s: %w", len(body)-len(rest), what, fault.ErrCorrupt)
-}
-
-// merge folds the records of a global header into those before it, in which a
-// later one of the same key wins; SCHILY.xattr keys are keys like any other.
-func merge(global, more []record) []record {
+// mergeGlobal folds the records of a 'g' header into those of earlier ones: a
+// later one of the same key wins, and an empty one takes it back.
+func mergeGlobal(global, more []record) ([]record, error) {
 	for _, m := range more {
-		global = slices.DeleteFunc(global, func(r record) bool { return r.key == m.key })
-		if m.value != "" {
-			global = append(global, m)
+		if bytes.HasPrefix(m.key, []byte("GNU.sparse.")) {
+			return nil, fmt.Errorf("%s in a global header: %w", m.key, fault.ErrUnsupported)
 		}
+		global = slices.DeleteFunc(global, func(r record) bool { return bytes.Equal(r.key, m.key) })
+		if len(m.value) == 0 {
+			continue
+		}
+		if len(global) == maxGlobal {
+			return nil, fmt.Errorf("more than %d records in global headers: %w", maxGlobal, fault.ErrUnsupported)
+		}
+		global = append(global, record{bytes.Clone(m.key), bytes.Clone(m.value)})
 	}
-	return global
+	return global, nil
 }
 
-// A sparseHeader collects the GNU.sparse.* records of PAX formats 0.0, 0.1
-// and 1.0.
-type sparseHeader struct {
-	major, minor string
-	name         string
-	realSize     int64
-	hasSize      bool
-	sparseMap    []Extent
-	offsets      int // 0.0: GNU.sparse.offset seen without its numbytes
+// overridden tells whether a local header has a global record's key.
+func overridden(global record, local []record) bool {
+	return slices.ContainsFunc(local, func(l record) bool { return bytes.Equal(l.key, global.key) })
 }
 
-// apply lets one record override what the header block said.
-func (e *Entry) apply(r record, sp *sparseHeader) (err error) {
-	const xattr, libarchive = "SCHILY.xattr.", "LIBARCHIVE.xattr."
-	switch {
-	case strings.HasPrefix(r.key, xattr):
-		return e.setXattr(r.key[len(xattr):], r.value)
-	case strings.HasPrefix(r.key, libarchive):
-		// libarchive percent-encodes names and base64s values, sometimes
-		// without the padding.
-		name, err := url.PathUnescape(r.key[len(libarchive):])
-		if err != nil {
-			return fmt.Errorf("%s: %w", r.key, fault.ErrCorrupt)
-		}
-		value, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(r.value, "=\n"))
-		if err != nil {
-			return fmt.Errorf("%s: bad base64: %w", r.key, fault.ErrCorrupt)
-		}
-		// The SCHILY form of the same attribute is exact: it wins, wherever
-		// it stands.
-		if e.hasXattr(name) {
-			return nil
-		}
-		return e.setXattr(name, string(value))
-	case strings.HasPrefix(r.key, "GNU.sparse."):
-		return sp.apply(r)
-	case r.value == "":
+// A draft is an entry in the making. Its names become strings when the last
+// header that may replace them has been read.
+type draft struct {
+	*Entry
+	name, linkname []byte
+	sparse         sparseHeader
+}
+
+// apply lets one record override what the header block said. Keys that say
+// nothing a filesystem keeps (atime, comment, uname ...) are passed over.
+func (r *Reader) apply(d *draft, rec record) (err error) {
+	if name, ok := bytes.CutPrefix(rec.key, []byte("SCHILY.xattr.")); ok {
+		// An empty value is an empty attribute here, not a record taken back.
+		return d.setXattr(schilyName(name), rec.value)
+	}
+	if name, ok := bytes.CutPrefix(rec.key, []byte("LIBARCHIVE.xattr.")); ok {
+		return d.libarchiveXattr(name, rec)
+	}
+	if bytes.HasPrefix(rec.key, []byte("GNU.sparse.")) {
+		return d.sparse.apply(rec)
+	}
+	if len(rec.value) == 0 {
 		return nil // nothing to override with: the header block's value stands
 	}
-	switch r.key {
+	switch string(rec.key) {
 	case "path":
-		e.Name = r.value
+		d.name = rec.value
 	case "linkpath":
-		e.Linkname = r.value
+		d.linkname = rec.value
 	case "size":
-		e.Size, err = parseSize(r)
+		d.Size, err = parseSize(rec)
 	case "uid", "SCHILY.uid":
-		e.UID, err = parseID(r)
+		d.UID, err = parseID(rec)
 	case "gid", "SCHILY.gid":
-		e.GID, err = parseID(r)
+		d.GID, err = parseID(rec)
 	case "mtime":
-		e.Mtime, e.MtimeNsec, err = parseTime(r.value)
+		d.Mtime, d.MtimeNsec, err = parseTime(rec.value)
 	case "SCHILY.devmajor":
-		e.Devmajor, err = parseID(r)
+		d.Devmajor, err = parseID(rec)
 	case "SCHILY.devminor":
-		e.Devminor, err = parseID(r)
+		d.Devminor, err = parseID(rec)
 	case "SCHILY.acl.access":
-		return e.setACL("system.posix_acl_access", r)
+		return d.setACL("system.posix_acl_access", rec)
 	case "SCHILY.acl.default":
-		return e.setACL("system.posix_acl_default", r)
+		return d.setACL("system.posix_acl_default", rec)
+	case "SCHILY.acl.ace":
+		r.warn("offset %d: %q: its NFSv4 access control list is left out", r.off-blockSize, d.name)
 	case "RHT.security.selinux":
 		// GNU tar's own key; the kernel keeps the NUL that ends the context.
-		if !e.hasXattr("security.selinux") {
-			return e.setXattr("security.selinux", strings.TrimRight(r.value, "\x00")+"\x00")
+		if !d.hasXattr("security.selinux") {
+			return d.setXattr("security.selinux", append(bytes.Clone(bytes.TrimRight(rec.value, "\x00")), 0))
 		}
 	}
 	return err
 }
 
-func (sp *sparseHeader) apply(r record) error {
-	num := func() (int64, error) { return parseSize(r) }
-	switch r.key {
-	case "GNU.sparse.major":
-		sp.major = r.value
-	case "GNU.sparse.minor":
-		sp.minor = r.value
-	case "GNU.sparse.name":
-		sp.name = r.value
-	case "GNU.sparse.size", "GNU.sparse.realsize":
-		n, err := num()
-		sp.realSize, sp.hasSize = n, true
-		return err
-	case "GNU.sparse.offset":
-		n, err := num()
-		sp.sparseMap = append(sp.sparseMap, Extent{Offset: n})
-		sp.offsets++
-		return err
-	case "GNU.sparse.numbytes":
-		n, err := num()
-		if sp.offsets != 1 {
-			return fmt.Errorf("%s without an offset: %w", r.key, fault.ErrCorrupt)
-		}
-		sp.sparseMap[len(sp.sparseMap)-1].Length = n
-		sp.offsets = 0
-		return err
-	case "GNU.sparse.map":
-		sp.sparseMap = sp.sparseMap[:0]
-		fields := strings.Split(r.value, ",")
-		if len(fields)%2 != 0 {
-			return fmt.Errorf("%s: odd number of fields: %w", r.key, fault.ErrCorrupt)
-		}
-		for i := 0; i < len(fields); i += 2 {
-			off, err1 := parseSize(record{r.key, fields[i]})
-			length, err2 := parseSize(record{r.key, fields[i+1]})
-			if err1 != nil || err2 != nil {
-				return fmt.Errorf("%s: bad number: %w", r.key, fault.ErrCorrupt)
-			}
-			sp.sparseMap = append(sp.sparseMap, Extent{off, length})
-		}
+// schilyName undoes how GNU tar (since 1.29) writes a name with what would end
+// a record's key in it.
+func schilyName(name []byte) string {
+	if bytes.IndexByte(name, '%') >= 0 {
+		name = bytes.ReplaceAll(name, []byte("%3D"), []byte("="))
+		name = bytes.ReplaceAll(name, []byte("%25"), []byte("%"))
 	}
-	return nil
+	return string(name)
+}
+
+// libarchiveXattr sets an attribute whose name libarchive percent-encoded and
+// whose value it put into base64, with or without the padding.
+func (d *draft) libarchiveXattr(name []byte, rec record) error {
+	plain, err := url.PathUnescape(string(name))
+	if err != nil {
+		return fmt.Errorf("%s: %w", rec.key, fault.ErrCorrupt)
+	}
+	value, err := base64.RawStdEncoding.DecodeString(string(bytes.TrimRight(rec.value, "=\n")))
+	if err != nil {
+		return fmt.Errorf("%s: bad base64: %w", rec.key, fault.ErrCorrupt)
+	}
+	// The SCHILY form of the same attribute is exact: it wins, wherever it
+	// stands.
+	if d.hasXattr(plain) {
+		return nil
+	}
+	return d.setXattr(plain, value)
 }
 
 func parseSize(r record) (int64, error) {
-	n, err := strconv.ParseInt(r.value, 10, 64)
+	n, err := strconv.ParseInt(string(r.value), 10, 64)
 	if err != nil || n < 0 {
 		return 0, fmt.Errorf("%s=%q: %w", r.key, r.value, fault.ErrCorrupt)
 	}
@@ -194,11 +177,11 @@ func parseSize(r record) (int64, error) {
 }
 
 func parseID(r record) (uint32, error) {
-	n, err := strconv.ParseInt(r.value, 10, 64)
+	n, err := strconv.ParseInt(string(r.value), 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("%s=%q: %w", r.key, r.value, fault.ErrCorrupt)
 	}
-	return toID(r.key, n)
+	return toID(string(r.key), n)
 }
 
 // toID narrows an id to what Linux has: 32 bits, of which -1 is not an id.
@@ -211,23 +194,32 @@ func toID(what string, n int64) (uint32, error) {
 
 // parseTime reads a PAX time: decimal seconds since the epoch, with an
 // optional sign and fraction, of which nine digits count.
-func parseTime(s string) (sec int64, nsec uint32, err error) {
-	bad := fmt.Errorf("time %q: %w", s, fault.ErrCorrupt)
-	whole, frac, _ := strings.Cut(s, ".")
-	negative := strings.HasPrefix(whole, "-")
-	if sec, err = strconv.ParseInt(whole, 10, 64); err != nil && !(whole == "" || whole == "-") {
-		return 0, 0, bad
+func parseTime(s []byte) (sec int64, nsec uint32, err error) {
+	bad := func() (int64, uint32, error) {
+		return 0, 0, fmt.Errorf("time %q: %w", s, fault.ErrCorrupt)
 	}
-	for i := range len(frac) {
-		if frac[i] < '0' || frac[i] > '9' {
-			return 0, 0, bad
+	whole, frac, _ := bytes.Cut(s, []byte("."))
+	negative := bytes.HasPrefix(whole, []byte("-"))
+	if bare := len(whole) == 0 || string(whole) == "-"; bare {
+		if len(frac) == 0 {
+			return bad()
+		}
+	} else if sec, err = strconv.ParseInt(string(whole), 10, 64); err != nil || sec == -1<<63 {
+		return bad() // the least of all is kept free, for the fraction's borrow
+	}
+	for i, c := range frac {
+		if c < '0' || c > '9' {
+			return bad()
+		}
+		if i < 9 {
+			nsec = nsec*10 + uint32(c-'0')
 		}
 	}
-	digits := (frac + "000000000")[:9]
-	n, _ := strconv.ParseUint(digits, 10, 32)
-	if negative && n > 0 {
-		// -1.25 is 0.75 after -2.
-		return sec - 1, uint32(1e9 - n), nil
+	for i := len(frac); i < 9; i++ {
+		nsec *= 10
 	}
-	return sec, uint32(n), nil
+	if negative && nsec > 0 {
+		return sec - 1, 1e9 - nsec, nil // -1.25 is 0.75 after -2
+	}
+	return sec, nsec, nil
 }

@@ -8,6 +8,70 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
+// A sparseHeader collects the GNU.sparse.* records of PAX formats 0.0, 0.1
+// and 1.0.
+type sparseHeader struct {
+	major, minor string
+	name         []byte // of the file, where path is a made-up one
+	realSize     int64
+	hasSize      bool
+	half         bool // 0.0: an offset was read, its numbytes not yet
+	sparseMap    []Extent
+}
+
+func (sp *sparseHeader) apply(r record) (err error) {
+	switch string(r.key) {
+	case "GNU.sparse.major":
+		sp.major = string(r.value)
+	case "GNU.sparse.minor":
+		sp.minor = string(r.value)
+	case "GNU.sparse.name":
+		sp.name = r.value
+	case "GNU.sparse.size", "GNU.sparse.realsize":
+		sp.realSize, err = parseSize(r)
+		sp.hasSize = true
+	case "GNU.sparse.offset":
+		var n int64
+		if n, err = parseSize(r); sp.half {
+			return fmt.Errorf("%s twice in a row: %w", r.key, fault.ErrCorrupt)
+		}
+		sp.sparseMap = append(sp.sparseMap, Extent{Offset: n})
+		sp.half = true
+	case "GNU.sparse.numbytes":
+		if !sp.half {
+			return fmt.Errorf("%s without an offset: %w", r.key, fault.ErrCorrupt)
+		}
+		sp.sparseMap[len(sp.sparseMap)-1].Length, err = parseSize(r)
+		sp.half = false
+	case "GNU.sparse.map":
+		return sp.parseMap(r)
+	}
+	return err
+}
+
+// parseMap reads format 0.1's map: offset,length,offset,length...
+func (sp *sparseHeader) parseMap(r record) error {
+	sp.sparseMap = make([]Extent, 0, bytes.Count(r.value, []byte(","))/2+1)
+	var x Extent
+	fields := 0
+	for f := range bytes.SplitSeq(r.value, []byte(",")) {
+		n, err := parseSize(record{r.key, f})
+		if err != nil {
+			return err
+		}
+		if fields++; fields%2 == 1 {
+			x.Offset = n
+			continue
+		}
+		x.Length = n
+		sp.sparseMap = append(sp.sparseMap, x)
+	}
+	if fields%2 != 0 {
+		return fmt.Errorf("%s: odd number of fields: %w", r.key, fault.ErrCorrupt)
+	}
+	return nil
+}
+
 // sparse finds the entry's sparse map, if it has one, in whichever of the four
 // places its format puts it, and leaves the archive at the first stored byte.
 func (r *Reader) sparse(b *block, e *Entry, sp *sparseHeader) (err error) {
@@ -31,10 +95,7 @@ func (r *Reader) sparse(b *block, e *Entry, sp *sparseHeader) (err error) {
 	case sp.sparseMap == nil && !sp.hasSize:
 		return nil
 	}
-	if sp.name != "" {
-		e.Name = sp.name
-	}
-	if sp.offsets != 0 {
+	if sp.half {
 		return fmt.Errorf("sparse map ends with half an entry: %w", fault.ErrCorrupt)
 	}
 	if sp.realSize < 0 || sp.realSize > maxFileSize {
@@ -49,9 +110,10 @@ func (r *Reader) sparse(b *block, e *Entry, sp *sparseHeader) (err error) {
 }
 
 // checkSparse drops empty runs (GNU tar ends a map with one to say how long
-// the file is) and holds a map to its promises.
+// the file is), joins adjacent ones, and holds a map to its promises. The map
+// of a file without holes becomes nil.
 func checkSparse(m []Extent, size, stored int64) ([]Extent, error) {
-	out := make([]Extent, 0, len(m))
+	out := make([]Extent, 0, len(m)) // not nil, which would say that there are no holes
 	var end, sum int64
 	for _, x := range m {
 		// Subtracting cannot overflow, as adding could.
@@ -74,6 +136,9 @@ func checkSparse(m []Extent, size, stored int64) ([]Extent, error) {
 	}
 	if sum != stored {
 		return nil, fmt.Errorf("sparse map has %d bytes, the archive stores %d: %w", sum, stored, fault.ErrCorrupt)
+	}
+	if sum == size {
+		return nil, nil // no holes
 	}
 	return out, nil
 }

@@ -43,12 +43,12 @@ type Entry struct {
 	Devmajor, Devminor uint32
 
 	Size   int64    // of the file, bytes, holes included
-	Sparse []Extent // where the stored bytes belong; nil: all of Size is stored
+	Sparse []Extent // where the stored bytes belong; nil: all of Size is stored; empty: none is
 	Xattrs []Xattr
 
 	Offset     int64 // in the archive, of the entry's first header
 	DataOffset int64 // in the archive, of the stored bytes
-	Stored     int64 // bytes of data in the archive
+	Stored     int64 // bytes of data in the archive; some entries without contents have them too
 }
 
 // An Extent is a run of a sparse file that is stored; the runs are ascending,

@@ -16,10 +16,12 @@ type Xattr struct {
 	Value string // bytes
 }
 
-// Limits of Linux (include/uapi/linux/limits.h).
+// Limits of Linux (include/uapi/linux/limits.h), and one of our own: setting
+// an attribute looks at all of the entry's others.
 const (
 	maxXattrName  = 255
 	maxXattrValue = 65536
+	maxXattrs     = 1024
 )
 
 func (e *Entry) hasXattr(name string) bool {
@@ -31,7 +33,8 @@ func (e *Entry) hasXattr(name string) bool {
 	return false
 }
 
-func (e *Entry) setXattr(name, value string) error {
+// setXattr sets an attribute, in place of an earlier one of the same name.
+func (e *Entry) setXattr(name string, value []byte) error {
 	if name == "" || len(name) > maxXattrName || strings.IndexByte(name, 0) >= 0 {
 		return fmt.Errorf("xattr name of %d bytes: %w", len(name), fault.ErrUnsupported)
 	}
@@ -40,11 +43,14 @@ func (e *Entry) setXattr(name, value string) error {
 	}
 	for i := range e.Xattrs {
 		if e.Xattrs[i].Name == name {
-			e.Xattrs[i].Value = value
+			e.Xattrs[i].Value = string(value)
 			return nil
 		}
 	}
-	e.Xattrs = append(e.Xattrs, Xattr{name, value})
+	if len(e.Xattrs) == maxXattrs {
+		return fmt.Errorf("more than %d xattrs: %w", maxXattrs, fault.ErrUnsupported)
+	}
+	e.Xattrs = append(e.Xattrs, Xattr{name, string(value)})
 	return nil
 }
 
@@ -71,11 +77,11 @@ type aclEntry struct {
 // binary xattr that the kernel reads (posix_acl_xattr.h: u32 version, then
 // {u16 tag, u16 perm, u32 id} each).
 func (e *Entry) setACL(name string, r record) error {
-	acl, err := parseACL(r.value)
+	acl, err := parseACL(string(r.value))
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.key, err)
 	}
-	if name == "system.posix_acl_access" && len(acl) <= 3 {
+	if len(acl) == 0 || name == "system.posix_acl_access" && len(acl) == 3 {
 		return nil // says no more than the mode does; the kernel stores none either
 	}
 	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
@@ -84,7 +90,7 @@ func (e *Entry) setACL(name string, r record) error {
 		b = binary.LittleEndian.AppendUint16(b, a.perm)
 		b = binary.LittleEndian.AppendUint32(b, a.id)
 	}
-	return e.setXattr(name, string(b))
+	return e.setXattr(name, b)
 }
 
 func parseACL(text string) ([]aclEntry, error) {
@@ -110,7 +116,29 @@ func parseACL(text string) ([]aclEntry, error) {
 		}
 		return acl[i].id < acl[j].id
 	})
-	return acl, nil
+	return acl, checkACL(acl)
+}
+
+// checkACL holds a sorted list to the kernel's rules (posix_acl_valid in
+// fs/posix_acl.c): one entry for each of user::, group:: and other::, at most
+// one mask, which must be there if somebody is named, and nobody named twice.
+// A filesystem image with another list is one whose files cannot be opened.
+func checkACL(acl []aclEntry) error {
+	var count [aclOther + 1]int
+	for i, a := range acl {
+		if count[a.tag]++; i > 0 && a.tag == acl[i-1].tag && a.id == acl[i-1].id {
+			return fmt.Errorf("an entry stands twice: %w", fault.ErrCorrupt)
+		}
+	}
+	if len(acl) == 0 {
+		return nil
+	}
+	named := count[aclUser]+count[aclGroup] > 0
+	if count[aclUserObj] != 1 || count[aclGroupObj] != 1 || count[aclOther] != 1 ||
+		count[aclMask] > 1 || named && count[aclMask] == 0 {
+		return fmt.Errorf("incomplete: %w", fault.ErrCorrupt)
+	}
+	return nil
 }
 
 // parseACLEntry reads "tag:qualifier:perm" with star's fourth field, the
