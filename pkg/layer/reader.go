@@ -117,11 +117,11 @@ func (r *Reader) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-// Peek returns the next n bytes, at most MaxPeek, without reading them. The
-// slice is valid until the next call. Near the end, or after an error, it
-// returns what there is together with the error.
+// Peek returns the next n bytes without reading them: at most MaxPeek, or
+// Buffered if that is more. The slice is valid until the next call. Near the
+// end, or after an error, it returns what there is together with the error.
 func (r *Reader) Peek(n int) ([]byte, error) {
-	if n < 0 || n > MaxPeek {
+	if n < 0 || n > max(MaxPeek, len(r.buf)) {
 		return nil, fmt.Errorf("peek at %d bytes, of at most %d: %w", n, MaxPeek, fault.ErrUsage)
 	}
 	for len(r.buf) < n {
@@ -132,8 +132,7 @@ func (r *Reader) Peek(n int) ([]byte, error) {
 	return r.buf[:n], nil
 }
 
-// Buffered returns how many bytes can be had without waiting; Peek shows up to
-// MaxPeek of them without copying.
+// Buffered returns how many bytes can be had without waiting or copying.
 func (r *Reader) Buffered() int { return len(r.buf) }
 
 // Discard skips n bytes. If it skips fewer, the error says why.
