@@ -145,6 +145,9 @@ func (o *Output) Commit() error {
 	return nil
 }
 
+// Dir is the directory that the file is in.
+func (o *Output) Dir() string { return filepath.Dir(o.name) }
+
 // Close drops the file unless it was committed; it is meant for defer.
 func (o *Output) Close() error {
 	if o.done {

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/build"
+	"github.com/layerpipe/layerpipe/pkg/layer"
+	"github.com/layerpipe/layerpipe/pkg/ociarchive"
+	"github.com/layerpipe/layerpipe/pkg/ociimage"
+)
+
+// input is what build reads the layers from.
+type input struct {
+	build.Layers
+	manifest *ocispec.Descriptor // of an image
+	closers  []io.Closer
+}
+
+func (in *input) Close() error {
+	var err error
+	for _, c := range in.closers {
+		err = errors.Join(err, c.Close())
+	}
+	return err
+}
+
+// open finds out what the inputs are. spool is a directory for an archive's
+// blobs that come too early.
+func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input, err error) {
+	names := f.In
+	if len(names) == 0 {
+		names = []string{"-"}
+	}
+	in := &input{}
+	defer func() {
+		if err != nil {
+			in.Close()
+		}
+	}()
+	if len(names) > 1 {
+		for _, n := range names {
+			if n == "-" {
+				return nil, cli.Usagef("stdin among several layers: name them all")
+			}
+		}
+		in.Layers = &files{env: env, names: names, in: in}
+		return in, nil
+	}
+	file, err := env.Open(names[0])
+	if err != nil {
+		return nil, err
+	}
+	in.closers = append(in.closers, file)
+	_, _, regular := cli.Regular(file)
+	head, r, err := peek(file, regular)
+	if err != nil {
+		return nil, err
+	}
+	image := f.Format == "image"
+	kind := layer.Sniff(head)
+	if f.Format == "auto" {
+		image = ociarchive.IsArchive(head) || ociarchive.IsArchive(inflateHead(kind, head))
+	}
+	if !image {
+		if len(head) == 0 {
+			return nil, fmt.Errorf("%s: empty input: %w", label(names[0]), io.ErrUnexpectedEOF)
+		}
+		if f.Platform != "" {
+			return nil, cli.Usagef("--platform: %s is a layer, not an image", label(names[0]))
+		}
+		one := &build.Layer{Name: label(names[0]), Blob: r, Whole: regular}
+		if f.Digest != "" {
+			one.Descriptor = &ocispec.Descriptor{Digest: digest.Digest(f.Digest)}
+		}
+		in.Layers = &single{one}
+		return in, nil
+	}
+	if f.Digest != "" {
+		return nil, cli.Usagef("--digest is for a single layer: %s is an image, whose digests are inside", label(names[0]))
+	}
+	if kind != layer.Plain {
+		lr := layer.NewReader(ctx, r, layer.Options{})
+		in.closers = append(in.closers, lr)
+		r = lr
+	}
+	o := ociarchive.ReaderOptions{SpoolDir: spool}
+	if f.Platform != "" {
+		if o.Platform, err = ociimage.ParsePlatform(f.Platform); err != nil {
+			return nil, cli.Usagef("--platform: %v", err)
+		}
+	}
+	a, err := ociarchive.NewReader(r, o)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", label(names[0]), err)
+	}
+	in.closers = append(in.closers, a)
+	in.manifest = &a.Image().Manifest
+	if in.manifest.Digest == "" {
+		in.manifest = nil // docker save's older form has none
+	}
+	in.Layers = &archive{a: a}
+	return in, nil
+}
+
+func label(name string) string {
+	if name == "-" {
+		return "stdin"
+	}
+	return name
+}
+
+// headSize is enough to see the first tar header behind whatever a gzip or
+// zstd header may hold.
+const headSize = 64 << 10
+
+// peek shows the beginning of an input. A regular file stays one, for what
+// reads at offsets.
+func peek(file io.Reader, regular bool) ([]byte, io.Reader, error) {
+	if f, _, ok := cli.Regular(file); ok && regular {
+		head := make([]byte, headSize)
+		at, err := f.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return nil, nil, err
+		}
+		n, err := f.ReadAt(head, at)
+		if err != nil && err != io.EOF {
+			return nil, nil, err
+		}
+		return head[:n], f, nil
+	}
+	r := bufio.NewReaderSize(file, headSize)
+	// One block tells; more may not come while a slow writer waits for us.
+	head, err := r.Peek(512)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	if n := r.Buffered(); n > len(head) {
+		head, _ = r.Peek(n)
+	}
+	return head, r, nil
+}
+
+// inflateHead decompresses what it can of the beginning of a stream.
+func inflateHead(kind layer.Kind, head []byte) []byte {
+	out := make([]byte, 4<<10)
+	var r io.Reader
+	var err error
+	switch kind {
+	case layer.Gzip:
+		r, err = gzip.NewReader(bytes.NewReader(head))
+	case layer.Zstd:
+		var d *zstd.Decoder
+		if d, err = zstd.NewReader(bytes.NewReader(head), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20)); err == nil {
+			defer d.Close()
+			r = d
+		}
+	default:
+		return nil
+	}
+	if err != nil {
+		return nil
+	}
+	n, _ := io.ReadFull(r, out)
+	return out[:n]
+}
+
+// single is one bare layer.
+type single struct{ l *build.Layer }
+
+func (s *single) Len() int { return 1 }
+
+func (s *single) Next() (*build.Layer, error) {
+	if s.l == nil {
+		return nil, io.EOF
+	}
+	l := s.l
+	s.l = nil
+	return l, nil
+}
+
+// files are layers that are opened one after the other.
+type files struct {
+	env   *cli.Env
+	names []string
+	next  int
+	in    *input
+}
+
+func (f *files) Len() int { return len(f.names) }
+
+func (f *files) Next() (*build.Layer, error) {
+	if f.next == len(f.names) {
+		return nil, io.EOF
+	}
+	name := f.names[f.next]
+	f.next++
+	file, err := f.env.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	f.in.closers = append(f.in.closers, file)
+	_, _, regular := cli.Regular(file)
+	return &build.Layer{Name: name, Blob: file, Whole: regular}, nil
+}
+
+// archive are the layers of an image.
+type archive struct {
+	a *ociarchive.Reader
+	n int
+}
+
+func (a *archive) Len() int { return len(a.a.Image().Layers) }
+
+func (a *archive) Next() (*build.Layer, error) {
+	d, r, err := a.a.NextLayer()
+	if err != nil {
+		return nil, err
+	}
+	name := fmt.Sprintf("layer %d (%s)", a.n, d.Digest)
+	a.n++
+	return &build.Layer{Name: name, Blob: r, Descriptor: &d}, nil
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/build"
+	"github.com/layerpipe/layerpipe/pkg/rootfs"
+)
+
+const description = `Make an EROFS filesystem of an image or of layers, merged.
+
+IN is an image as oci-fetch writes it (an OCI archive; docker save's will do as well), or one layer (a tar, plain or compressed with gzip, zstd or xz). Several INs are layers, the lowest first. Without IN, or as "-", it is stdin.
+
+OUT appears only when all went well. With -i it holds no file data: that stays in the layers, see erofs-nbd.
+
+  oci-fetch golang:1.26 | tar2erofs golang.erofs && mount -o loop golang.erofs /mnt`
+
+type flags struct {
+	Index     bool     `short:"i" help:"Make an index: metadata here, file data stays in the layers."`
+	Format    string   `enum:"auto,image,layer" default:"auto" help:"What IN is: auto, image or layer."`
+	Digest    string   `placeholder:"DIGEST" help:"What a single layer must be (sha256:...)."`
+	Platform  string   `placeholder:"OS/ARCH" help:"Which image of an archive that has several."`
+	Whiteouts string   `enum:"merge,overlay,keep" default:"merge" help:"merge: apply them; overlay: turn them into overlayfs's form; keep: leave the files."`
+	BlockSize cli.Size `short:"b" placeholder:"BYTES" help:"Block size, 512 to 64KiB (default 4KiB; an index has 512)."`
+	SpanSize  cli.Size `placeholder:"BYTES" help:"Index: uncompressed bytes from one checkpoint to the next (default 4MiB)."`
+	Zinfo     string   `placeholder:"FILE" help:"Index of one gzip layer: write its checkpoints in SOCI's format, too."`
+	UUID      string   `short:"U" name:"uuid" placeholder:"UUID" help:"Volume's UUID (default: derived from the input)."`
+	Label     string   `short:"L" placeholder:"NAME" help:"Volume's name, up to 16 bytes."`
+	Tmpdir    string   `placeholder:"DIR" help:"For temporary files (default: OUT's directory)."`
+	Verbose   bool     `short:"v" help:"Say on stderr what was done."`
+	Out       string   `arg:"" help:"Image to write; - is stdout."`
+	In        []string `arg:"" optional:"" help:"Image or layers to read."`
+}
+
+func run(ctx context.Context, env *cli.Env) error {
+	var f flags
+	if err := cli.Parse(env, &f, description); err != nil {
+		return err
+	}
+	o, err := f.options(env)
+	if err != nil {
+		return err
+	}
+	out, err := env.CreateSeekable(f.Out, f.Tmpdir)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	tails, err := cli.Scratch(out.Dir())
+	if err != nil {
+		return err
+	}
+	defer tails.Close()
+
+	in, err := f.open(ctx, env, out.Dir())
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	o.Manifest = in.manifest
+	res, err := build.Image(ctx, out, tails, in, o)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if f.Zinfo != "" {
+		if err := writeZinfo(f.Zinfo, res, int64(f.SpanSize)); err != nil {
+			return err
+		}
+	}
+	if err := out.Commit(); err != nil {
+		return err
+	}
+	if f.Verbose {
+		env.Errorf("%s: %s, %d files from %d entries in %d layers, metadata %s, seek section %s", f.Out,
+			cli.Size(res.Size), res.Inodes, res.Entries, len(res.Layers), cli.Size(res.Metadata), cli.Size(res.SeekSection))
+	}
+	return nil
+}
+
+// options checks the flags against each other before anything is touched.
+func (f *flags) options(env *cli.Env) (build.Options, error) {
+	o := build.Options{Index: f.Index, BlockSize: int(f.BlockSize), SpanSize: int64(f.SpanSize), Label: f.Label}
+	o.Warn = func(msg string) { env.Errorf("warning: %s", msg) }
+	o.Whiteouts = map[string]rootfs.Whiteouts{"merge": rootfs.MergeWhiteouts, "overlay": rootfs.OverlayWhiteouts, "keep": rootfs.KeepWhiteouts}[f.Whiteouts]
+	switch {
+	case f.Index && f.BlockSize != 0 && f.BlockSize != 512:
+		return o, cli.Usagef("--block-size: an index has blocks of 512 bytes, like tar")
+	case f.BlockSize != 0 && (f.BlockSize < 512 || f.BlockSize > 65536 || f.BlockSize&(f.BlockSize-1) != 0):
+		return o, cli.Usagef("--block-size %d: a power of two from 512 to 65536 is needed", f.BlockSize)
+	case len(f.Label) > 16:
+		return o, cli.Usagef("--label: more than 16 bytes")
+	case f.Zinfo != "" && !f.Index:
+		return o, cli.Usagef("--zinfo is for an index: add -i")
+	case f.SpanSize != 0 && !f.Index:
+		return o, cli.Usagef("--span-size is for an index: add -i")
+	case f.SpanSize != 0 && f.SpanSize < 64<<10:
+		return o, cli.Usagef("--span-size: at least 64KiB")
+	case len(f.In) > 1 && f.Format == "image":
+		return o, cli.Usagef("--format=image takes one input, not %d", len(f.In))
+	case len(f.In) > 1 && f.Digest != "":
+		return o, cli.Usagef("--digest is for one layer, not %d", len(f.In))
+	}
+	if f.Digest != "" {
+		if err := digest.Digest(f.Digest).Validate(); err != nil {
+			return o, cli.Usagef("--digest %q: %v", f.Digest, err)
+		}
+	}
+	if f.UUID != "" {
+		u, err := parseUUID(f.UUID)
+		if err != nil {
+			return o, err
+		}
+		o.UUID = &u
+	}
+	return o, nil
+}
+
+// parseUUID reads RFC 9562's text form.
+func parseUUID(s string) (u [16]byte, err error) {
+	var parts [5]uint64
+	n, err := fmt.Sscanf(s, "%08x-%04x-%04x-%04x-%012x", &parts[0], &parts[1], &parts[2], &parts[3], &parts[4])
+	if err != nil || n != 5 || len(s) != 36 {
+		return u, cli.Usagef("--uuid %q: 8-4-4-4-12 hex digits are needed", s)
+	}
+	hex := fmt.Sprintf("%08x%04x%04x%04x%012x", parts[0], parts[1], parts[2], parts[3], parts[4])
+	for i := range u {
+		fmt.Sscanf(hex[2*i:2*i+2], "%02x", &u[i])
+	}
+	return u, nil
+}
+
+// writeZinfo writes the checkpoints of the only layer as a zinfo file.
+func writeZinfo(name string, res *build.Result, span int64) error {
+	if len(res.Layers) != 1 {
+		return cli.Usagef("--zinfo is for one layer, not %d", len(res.Layers))
+	}
+	x, err := build.Zinfo(&res.Layers[0], span)
+	if err != nil {
+		return fmt.Errorf("--zinfo: %w", err)
+	}
+	return cli.WriteFile(name, func(w io.Writer) error {
+		_, err := x.WriteTo(w)
+		return err
+	})
+}

@@ -1,0 +1,262 @@
+package erofs
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/rootfs"
+)
+
+// Finish writes the metadata of a tree, whose regular files must have been
+// added or lie on a device, and then the superblock. The Writer is used up.
+func (w *Writer) Finish(t *rootfs.Tree, fin Final) (*WriteStats, error) {
+	if len(fin.Devices) != w.opts.Devices {
+		return nil, fmt.Errorf("erofs: %d devices, room for %d: %w", len(fin.Devices), w.opts.Devices, fault.ErrUsage)
+	}
+	if len(fin.Label) > 16 {
+		return nil, fmt.Errorf("label %q: more than 16 bytes: %w", fin.Label, fault.ErrUsage)
+	}
+	if err := w.data.flush(); err != nil {
+		return nil, err
+	}
+	if err := w.tails.flush(); err != nil {
+		return nil, err
+	}
+	p := &plan{w: w}
+	p.gather(t.Root())
+	p.chooseEpoch()
+	var err error
+	if p.xattrs, err = newXattrTable(p.inodes); err != nil {
+		return nil, err
+	}
+	st := &WriteStats{Inodes: int64(len(p.inodes))}
+	var end int64
+	if end, st.Moved, err = p.compact(); err != nil {
+		return nil, err
+	}
+	// What lies behind the data now is dead; metadata counts on zeros there.
+	if err := w.out.Truncate(end); err != nil {
+		return nil, err
+	}
+	if err := p.place(end); err != nil {
+		return nil, err
+	}
+	if err := p.emit(end); err != nil {
+		return nil, err
+	}
+	st.Metadata = p.metaEnd - end
+	st.Size = p.metaEnd
+	if fin.Trailer != nil {
+		b, err := fin.Trailer(st.Size)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := w.out.WriteAt(b, st.Size); err != nil {
+			return nil, err
+		}
+		st.Size = w.roundUp(st.Size + int64(len(b)))
+	}
+	if err := w.out.Truncate(st.Size); err != nil {
+		return nil, err
+	}
+	return st, p.superblock(fin, st.Size)
+}
+
+// emit writes directories, shared xattrs and inodes; start is where the first
+// directory block is.
+func (p *plan) emit(start int64) error {
+	blocks := appender{f: p.w.out, off: start}
+	out := window{f: p.w.out, start: p.xattrAt}
+	if err := out.writeAt(p.xattrs.area, p.xattrAt); err != nil {
+		return err
+	}
+	var buf []byte // an inode
+	var dir []byte // a directory's or symlink's contents
+	for k, i := range p.inodes {
+		f, err := p.form(i)
+		if err != nil {
+			return err
+		}
+		buf = p.appendInode(buf[:0], i, &f, uint32(k+1))
+		buf = append(buf, p.xattrs.body(i.Xattrs)...)
+		for int64(len(buf)) < f.bodyAt() {
+			buf = append(buf, 0)
+		}
+		switch {
+		case f.chunks != nil:
+			buf = f.chunks.append(buf)
+		case i.IsRegular() && f.inline > 0:
+			n := len(buf)
+			buf = append(buf, make([]byte, f.inline)...)
+			if _, err := p.w.scratch.ReadAt(buf[n:], i.Tail); err != nil && err != io.EOF {
+				return err
+			}
+		case i.IsDir(), i.IsSymlink():
+			dir = append(dir[:0], i.Target()...)
+			if i.IsDir() {
+				dir = appendDir(dir[:0], p.dirs[i], p.w.bs)
+			}
+			whole := int64(len(dir)) - f.inline
+			if err := blocks.write(dir[:whole]); err != nil {
+				return err
+			}
+			if err := blocks.pad(p.w.bs); err != nil {
+				return err
+			}
+			buf = append(buf, dir[whole:]...)
+		}
+		if err := out.writeAt(buf, p.inodeOffset(i)); err != nil {
+			return err
+		}
+	}
+	if err := blocks.flush(); err != nil {
+		return err
+	}
+	return out.flush()
+}
+
+func (p *plan) appendInode(dst []byte, i *rootfs.Inode, f *form, ino uint32) []byte {
+	format := f.layout << ondisk.FormatLayoutBit
+	icount, _ := ondisk.XattrIcount(int(f.xattrs)) // checked when it was encoded
+	u := i.Rdev
+	switch {
+	case f.chunks != nil:
+		u = f.chunks.format()
+	case i.IsRegular(), i.IsDir(), i.IsSymlink():
+		u = hole // no whole block
+		if i.Offset >= 0 {
+			u = uint32(i.Offset >> p.w.bits)
+		}
+	}
+	if f.extended {
+		e := ondisk.InodeExtended{Format: format | ondisk.FormatExtended, XattrIcount: icount, Mode: i.Mode,
+			Size: uint64(i.Size), U: u, Ino: ino, UID: i.UID, GID: i.GID,
+			Mtime: i.Mtime, MtimeNsec: i.MtimeNsec, Nlink: i.Nlink}
+		return e.Append(dst)
+	}
+	c := ondisk.InodeCompact{Format: format, XattrIcount: icount, Mode: i.Mode, Nb: uint16(i.Nlink),
+		Size: uint32(i.Size), U: u, Ino: ino, UID: uint16(i.UID), GID: uint16(i.GID)}
+	return c.Append(dst)
+}
+
+// superblock writes the image's head: superblock and device table.
+func (p *plan) superblock(fin Final, size int64) error {
+	w := p.w
+	blocks := size >> w.bits
+	sb := ondisk.SuperBlock{
+		Magic:         ondisk.Magic,
+		FeatureCompat: ondisk.CompatSBChecksum | ondisk.CompatMtime,
+		BlkSzBits:     w.bits,
+		Inos:          uint64(len(p.inodes)),
+		Epoch:         p.epoch.sec,
+		FixedNsec:     p.epoch.nsec,
+		BlocksLo:      uint32(blocks),
+		MetaBlkaddr:   uint32(p.meta >> w.bits),
+		XattrBlkaddr:  uint32(p.xattrAt >> w.bits),
+		UUID:          fin.UUID,
+		ExtraDevices:  uint16(len(fin.Devices)),
+	}
+	copy(sb.VolumeName[:], fin.Label)
+	root := p.inodes[0].Nid
+	if root > 0xffff {
+		return fmt.Errorf("erofs: root at nid %d", root) // place puts it first
+	}
+	sb.RootNidOrBlksHi = uint16(root)
+	if len(p.xattrs.bodies) > 0 {
+		sb.FeatureCompat |= ondisk.CompatXattrFilter
+	}
+	if len(fin.Devices) > 0 || p.usesChunks() {
+		sb.FeatureIncompat |= ondisk.IncompatChunkedFile
+	}
+	if len(fin.Devices) > 0 {
+		sb.FeatureIncompat |= ondisk.IncompatDeviceTable
+		sb.DevtSlotOff = (ondisk.SuperOffset + ondisk.SuperBlockSize) / ondisk.DeviceSlotSize
+	}
+	head := sb.Append(nil)
+	addr := blocks
+	for _, d := range fin.Devices {
+		slot := ondisk.DeviceSlot{BlocksLo: uint32(w.roundUp(d.Size) >> w.bits), UniaddrLo: uint32(addr)}
+		copy(slot.Tag[:], d.Tag)
+		head = slot.Append(head)
+		addr += w.roundUp(d.Size) >> w.bits
+	}
+	// The last address means "no block".
+	if addr >= 1<<32-1 {
+		return fmt.Errorf("image and layers of %d bytes together (at most %d): %w", addr<<w.bits, int64(1<<32-2)<<w.bits, fault.ErrUnsupported)
+	}
+	n := max(ondisk.ChecksumLen(w.bits), len(head))
+	head = append(head, make([]byte, n-len(head))...)
+	sb.Checksum = ondisk.Checksum(head[:ondisk.ChecksumLen(w.bits)])
+	copy(head, sb.Append(nil))
+	_, err := w.out.WriteAt(head, ondisk.SuperOffset)
+	return err
+}
+
+func (p *plan) usesChunks() bool {
+	if len(p.split) > 0 {
+		return true
+	}
+	for _, i := range p.inodes {
+		if i.IsRegular() && i.Extents != nil && i.Size > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// A window gathers writes to positions near each other, in any order, to a
+// file that reads as zeros where nothing was written.
+type window struct {
+	f     io.WriterAt
+	start int64
+	buf   []byte
+}
+
+// windowSize leaves room in front of the oldest block that the packer keeps
+// open.
+const windowSize = packWindow + 4<<20
+
+func (w *window) writeAt(p []byte, off int64) error {
+	end := off + int64(len(p))
+	if off < w.start || len(p) > windowSize/2 {
+		// Behind the window, or larger than is worth gathering. In the second
+		// case what the window holds there goes first.
+		if err := w.flush(); err != nil {
+			return err
+		}
+		w.start = max(w.start, end)
+		_, err := w.f.WriteAt(p, off)
+		return err
+	}
+	if end > w.start+windowSize {
+		// Keep what may still be written to.
+		if err := w.advance(end - packWindow - 1<<20); err != nil {
+			return err
+		}
+	}
+	if n := end - w.start; n > int64(len(w.buf)) {
+		if w.buf == nil {
+			w.buf = make([]byte, 0, windowSize)
+		}
+		w.buf = append(w.buf, make([]byte, n-int64(len(w.buf)))...)
+	}
+	copy(w.buf[off-w.start:], p)
+	return nil
+}
+
+// advance writes what is before start and forgets it.
+func (w *window) advance(start int64) error {
+	n := min(max(start-w.start, 0), int64(len(w.buf)))
+	if n > 0 {
+		if _, err := w.f.WriteAt(w.buf[:n], w.start); err != nil {
+			return err
+		}
+	}
+	w.buf = w.buf[:copy(w.buf, w.buf[n:])]
+	w.start = max(w.start, start)
+	return nil
+}
+
+func (w *window) flush() error { return w.advance(w.start + int64(len(w.buf))) }
