@@ -224,54 +224,29 @@ func payload(r *request) uint64 {
 // order of the checks is nbdkit's, so that clients see its errors.
 func (c *conn) validate(r *request) (errno uint32) {
 	switch r.Type {
-	case cmdRead, cmdCache, cmdBlockStatus, cmdTrim:
+	case cmdWrite, cmdTrim, cmdWriteZeroes:
+		return errPerm
+	case cmdRead, cmdCache, cmdBlockStatus:
 		if !c.inRange(r) {
 			return errInval
 		}
-	case cmdWrite, cmdWriteZeroes:
-		if !c.inRange(r) {
-			return errNoSpace
-		}
-	case cmdFlush:
-		if r.Offset != 0 || r.Length != 0 {
-			return errInval
-		}
-	default:
+	default: // FLUSH too: it was not offered
 		return errInval
 	}
 	var allowed uint16
-	switch r.Type {
-	case cmdRead:
-		if c.structured {
-			allowed = cmdFlagDF
-		}
-	case cmdBlockStatus:
+	switch {
+	case r.Type == cmdRead && c.structured:
+		allowed = cmdFlagDF
+	case r.Type == cmdBlockStatus:
 		allowed = cmdFlagReqOne
-	case cmdWrite:
-		if c.extended {
-			allowed = cmdFlagPayloadLen
-		}
-	case cmdWriteZeroes:
-		allowed = cmdFlagNoHole | cmdFlagFastZero
 	}
-	if r.Flags&^allowed != 0 { // FUA too: it was not offered
+	switch {
+	case r.Flags&^allowed != 0: // FUA too
 		return errInval
-	}
-	switch r.Type {
-	case cmdRead, cmdWrite:
-		if r.Length > MaxRead {
-			return errNoMem
-		}
-	}
-	switch r.Type {
-	case cmdWrite, cmdTrim, cmdWriteZeroes:
-		return errPerm
-	case cmdFlush: // was not offered
+	case r.Type == cmdRead && r.Length > MaxRead:
+		return errNoMem
+	case r.Type == cmdBlockStatus && !c.allocation:
 		return errInval
-	case cmdBlockStatus:
-		if !c.allocation {
-			return errInval
-		}
 	}
 	return 0
 }

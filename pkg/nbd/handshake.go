@@ -225,7 +225,7 @@ func (c *conn) metaContext(opt uint32, data []byte) error {
 		c.metaExport = nil // what was set before goes, even if this fails
 	}
 	r, ok := decodeMetaRequest(data)
-	if !ok || !c.structured {
+	if !ok || opt == optSetMeta && !c.structured {
 		return c.reply(opt, repErrInvalid, nil)
 	}
 	e := c.srv.export(r.Name)

@@ -91,7 +91,7 @@ func (c *conn) send(ctx context.Context, r *reply) {
 			o.batch[i] = nil
 		}
 		if err != nil {
-			c.cancel() // nobody will get what is being read
+			c.abandon() // nobody will get what is being read; the reader ends too
 		}
 
 		o.mu.Lock()

@@ -1,0 +1,193 @@
+package nbd
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/json"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/layerpipe/layerpipe/internal/interop"
+)
+
+// oracle runs nbdkit on a file of the size that commandErrors wants.
+func oracle(t *testing.T) (path string) {
+	t.Helper()
+	nbdkit := interop.Tool(t, "nbdkit")
+	dir := t.TempDir()
+	file, path := filepath.Join(dir, "disk"), filepath.Join(dir, "s")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, errorsSize); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(nbdkit, "-f", "-r", "-U", path, "file", file)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	for deadline := time.Now().Add(hangs); ; time.Sleep(5 * time.Millisecond) {
+		if nc, err := net.Dial("unix", path); err == nil {
+			nc.Close()
+			return path
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nbdkit does not listen")
+		}
+	}
+}
+
+// TestErrorsAsNbdkit gives nbdkit what TestCommandErrors and TestOptions give
+// us: the tables say what it does.
+func TestErrorsAsNbdkit(t *testing.T) {
+	path := oracle(t)
+	for _, m := range []mode{simple, structured} {
+		c := connect(t, path, m)
+		for _, tt := range commandErrors(errorsSize) {
+			if a := c.do(tt.r, make([]byte, tt.payload)); a.Errno != tt.want {
+				t.Errorf("mode %d: %s: nbdkit gives %d, we %d", m, tt.name, a.Errno, tt.want)
+			}
+			c.check(make(mem, 4096), 8, 100)
+		}
+	}
+	options(t, path, false, func(name string, want uint32, replies []optReply) {
+		if got := replies[len(replies)-1].Type; got != want {
+			t.Errorf("%s: nbdkit gives %#x, we %#x", name, got, want)
+		}
+	})
+}
+
+func uri(path string) string { return "nbd+unix:///?socket=" + path }
+
+func TestNbdinfo(t *testing.T) {
+	nbdinfo := interop.Tool(t, "nbdinfo")
+	path := listen(t, &Server{Exports: []Export{{Name: "disk", Description: "of four sectors", Device: extents{pattern(2048)}}}})
+	type export struct {
+		Name        string `json:"export-name"`
+		Description string
+		Size        int64 `json:"export-size"`
+		ReadOnly    bool  `json:"is_read_only"`
+		MultiConn   bool  `json:"can_multi_conn"`
+		Cache       bool  `json:"can_cache"`
+		DF          bool  `json:"can_df"`
+		Max         int64 `json:"block_size_maximum"`
+		Contexts    []string
+	}
+	want := export{"disk", "of four sectors", 2048, true, true, true, true, MaxRead, []string{"base:allocation"}}
+	for _, args := range [][]string{{"--json"}, {"--json", "--list"}} {
+		out := interop.Run(t, append(append([]string{nbdinfo}, args...), uri(path))...)
+		var got struct{ Exports []export }
+		if err := json.Unmarshal(out, &got); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Exports) == 1 && got.Exports[0].Name == "" {
+			got.Exports[0].Name = "disk" // asked for by the empty name
+		}
+		if !reflect.DeepEqual(got.Exports, []export{want}) {
+			t.Errorf("%v: %+v, want %+v", args, got.Exports, want)
+		}
+	}
+	got := strings.Fields(string(interop.Run(t, nbdinfo, "--map", uri(path))))
+	words := strings.Fields("0 512 0 data 512 512 3 hole,zero 1024 512 0 data 1536 512 3 hole,zero")
+	if !reflect.DeepEqual(got, words) {
+		t.Errorf("map %v, want %v", got, words)
+	}
+	if got := strings.TrimSpace(string(interop.Run(t, nbdinfo, "--size", uri(path)))); got != "2048" {
+		t.Errorf("size %s", got)
+	}
+}
+
+// TestCopies lets every tool read the same disk, whose size is no multiple of
+// a sector.
+func TestCopies(t *testing.T) {
+	dev := pattern(5<<20 + 1000)
+	path := listen(t, &Server{Exports: []Export{{Device: dev}}})
+	same := func(t *testing.T, file string, padded bool) {
+		t.Helper()
+		got, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if padded && len(got) >= len(dev) && len(bytes.Trim(got[len(dev):], "\x00")) == 0 {
+			got = got[:len(dev)]
+		}
+		if !bytes.Equal(got, dev) {
+			t.Errorf("%d bytes, want %d, or other ones", len(got), len(dev))
+		}
+	}
+	t.Run("nbdcopy", func(t *testing.T) {
+		out := filepath.Join(t.TempDir(), "out")
+		interop.Run(t, interop.Tool(t, "nbdcopy"), uri(path), out)
+		same(t, out, false)
+	})
+	t.Run("nbdfuse", func(t *testing.T) {
+		same(t, interop.NbdFuse(t, uri(path)), false)
+	})
+	t.Run("qemu-img convert", func(t *testing.T) {
+		out := filepath.Join(t.TempDir(), "out")
+		interop.Run(t, interop.Tool(t, "qemu-img"), "convert", "-f", "raw", "-O", "raw", uri(path), out)
+		same(t, out, true)
+		interop.Run(t, interop.Tool(t, "qemu-img"), "compare", "-f", "raw", "-F", "raw", uri(path), out)
+	})
+	t.Run("qemu-io", func(t *testing.T) {
+		out := interop.Run(t, interop.Tool(t, "qemu-io"), "-r", "-f", "raw", "-c", "read -v 1000001 16", uri(path))
+		want := "000f4241:  aa e7 e5 a5 aa e7 e1 a5"
+		if !bytes.Contains(out, []byte(want)) || bytes.Contains(out, []byte("failed")) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	})
+	t.Run("nbdkit nbd", func(t *testing.T) {
+		nbdkit := interop.Tool(t, "nbdkit")
+		out := filepath.Join(t.TempDir(), "out")
+		interop.Run(t, nbdkit, "-U", "-", "nbd", "socket="+path, "--run", interop.Tool(t, "nbdcopy")+` "$uri" '`+out+`'`)
+		same(t, out, false)
+	})
+	t.Run("fio", func(t *testing.T) {
+		fio := interop.Tool(t, "fio")
+		if out, err := exec.Command(fio, "--enghelp").CombinedOutput(); err != nil || !bytes.Contains(out, []byte("nbd")) {
+			interop.Missing(t, "fio was built without nbd: %v", err)
+		}
+		out := interop.Run(t, fio, "--name=x", "--ioengine=nbd", "--uri="+uri(path), "--rw=randread", "--bs=4k", "--iodepth=16", "--io_size=8m", "--size=5m", "--output-format=json")
+		var got struct {
+			Jobs []struct {
+				Error int
+				Read  struct {
+					Bytes int64 `json:"io_bytes"`
+				}
+			}
+		}
+		if err := json.Unmarshal(out[bytes.IndexByte(out, '{'):], &got); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Jobs) != 1 || got.Jobs[0].Error != 0 || got.Jobs[0].Read.Bytes != 8<<20 {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+// TestLibnbdTLS: a client that knows TLS from GnuTLS, with our CA.
+func TestLibnbdTLS(t *testing.T) {
+	nbdinfo := interop.Tool(t, "nbdinfo")
+	cert, ca := certificate(t)
+	s := &Server{Exports: []Export{{Device: pattern(4096)}}, TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
+	l, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(t.Context(), l)
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	u := "nbds://localhost:" + port + "/?tls-certificates=" + tlsDir(t, ca)
+	if got := strings.TrimSpace(string(interop.Run(t, nbdinfo, "--size", u))); got != "4096" {
+		t.Errorf("size %s", got)
+	}
+	if out, err := exec.Command(nbdinfo, "--size", "nbd://localhost:"+port+"/").CombinedOutput(); err == nil {
+		t.Errorf("without TLS: %s", out)
+	}
+}
