@@ -1,0 +1,86 @@
+// Package regflags is the flags of the commands that read images where they
+// lie: which platform, and how a registry is spoken to.
+package regflags
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/ociimage"
+	"github.com/layerpipe/layerpipe/pkg/source"
+)
+
+// Flags is to be embedded in a command's flags.
+type Flags struct {
+	Platform      string `placeholder:"OS/ARCH" help:"Which image of several, like linux/arm64/v8 (default: linux on this machine's architecture)."`
+	PlainHTTP     bool   `name:"plain-http" help:"Speak HTTP to the registry, not HTTPS."`
+	Insecure      bool   `help:"Take any certificate of the registry's."`
+	CAFile        string `name:"ca-file" placeholder:"FILE" help:"Certificates to trust besides the system's."`
+	CertFile      string `placeholder:"FILE" help:"Client certificate."`
+	KeyFile       string `placeholder:"FILE" help:"Its key."`
+	AuthFile      string `name:"authfile" placeholder:"FILE" help:"Credentials: docker's config.json or podman's auth.json (default: where those are)."`
+	Username      string `short:"u" placeholder:"NAME" help:"Name at the registry; the password comes from --password-stdin or $LAYERPIPE_PASSWORD."`
+	PasswordStdin bool   `help:"Read the password from stdin."`
+}
+
+// PasswordVariable is the environment's way to give a password. There is no
+// flag for one: everybody can see a process's arguments.
+const PasswordVariable = "LAYERPIPE_PASSWORD"
+
+// maxPassword bounds what is read from stdin; tokens can be long.
+const maxPassword = 64 << 10
+
+// Options are the options for source.Open.
+func (f *Flags) Options(env *cli.Env) (source.Options, error) {
+	o := source.Options{
+		PlainHTTP: f.PlainHTTP,
+		Insecure:  f.Insecure,
+		CAFile:    f.CAFile,
+		CertFile:  f.CertFile,
+		KeyFile:   f.KeyFile,
+		AuthFile:  f.AuthFile,
+		Username:  f.Username,
+		UserAgent: strings.ReplaceAll(cli.Version(), " ", "/"),
+	}
+	switch {
+	case (f.CertFile == "") != (f.KeyFile == ""):
+		return o, cli.Usagef("--cert-file and --key-file belong together")
+	case f.PlainHTTP && (f.Insecure || f.CAFile != "" || f.CertFile != ""):
+		return o, cli.Usagef("--plain-http has no certificates: drop --insecure, --ca-file, --cert-file")
+	case f.PasswordStdin && f.Username == "":
+		return o, cli.Usagef("--password-stdin needs --username")
+	case f.PasswordStdin:
+		b, err := io.ReadAll(io.LimitReader(env.Stdin, maxPassword+1))
+		if err != nil {
+			return o, fmt.Errorf("password from stdin: %w", err)
+		}
+		if len(b) > maxPassword {
+			return o, cli.Usagef("password from stdin: over %d bytes", maxPassword)
+		}
+		o.Password = strings.TrimRight(string(b), "\r\n")
+	case f.Username != "":
+		p, ok := os.LookupEnv(PasswordVariable)
+		if !ok {
+			return o, cli.Usagef("--username needs --password-stdin or $%s", PasswordVariable)
+		}
+		o.Password = p
+	}
+	return o, nil
+}
+
+// Target is the platform that was asked for; nil: none was.
+func (f *Flags) Target() (*ocispec.Platform, error) {
+	if f.Platform == "" {
+		return nil, nil
+	}
+	p, err := ociimage.ParsePlatform(f.Platform)
+	if err != nil {
+		return nil, cli.Usagef("--platform: %v", err)
+	}
+	return p, nil
+}
