@@ -168,3 +168,7 @@ func (w *headerWriter) Write(p []byte) (int, error) {
 	}
 	return w.ResponseWriter.Write(p)
 }
+
+// Unwrap lets a fault within a fault flush what it wrote.
+func (w *bodyWriter) Unwrap() http.ResponseWriter   { return w.ResponseWriter }
+func (w *headerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -50,9 +51,14 @@ type Verifier struct {
 	err  error
 }
 
-// NewVerifier needs a descriptor that CheckDescriptor accepts.
+// NewVerifier needs a descriptor whose digest CheckDigest accepts. A size below
+// 0 is not known: the digest alone decides.
 func NewVerifier(r io.Reader, d ocispec.Descriptor) *Verifier {
-	return &Verifier{r: r, d: d, h: d.Digest.Algorithm().Hash(), left: d.Size}
+	v := &Verifier{r: r, d: d, h: d.Digest.Algorithm().Hash(), left: d.Size}
+	if d.Size < 0 {
+		v.left = math.MaxInt64
+	}
+	return v
 }
 
 func (v *Verifier) Read(p []byte) (int, error) {
@@ -70,6 +76,8 @@ func (v *Verifier) Read(p []byte) (int, error) {
 	v.h.Write(p[:n])
 	v.left -= int64(n)
 	switch {
+	case err == io.EOF && v.d.Size < 0:
+		v.left = 0 // the next Read gives the verdict
 	case err == io.EOF && v.left > 0:
 		v.err = fmt.Errorf("%s: ends after %d of %d bytes: %w: %w",
 			v.d.Digest, v.d.Size-v.left, v.d.Size, fault.ErrIntegrity, io.ErrUnexpectedEOF)

@@ -1,0 +1,216 @@
+package registry
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// maxTokenAnswer bounds a token server's answer: a header line holds 16 KiB at
+// most servers, and the answer may give the token twice.
+const maxTokenAnswer = 128 << 10
+
+// An authorizer keeps the Authorization header for one repository, and gets a
+// new one when the registry refuses it.
+type authorizer struct {
+	c     *client
+	scope string
+	sem   chan struct{} // held while a token is fetched: one at a time
+
+	mu     sync.Mutex
+	header string
+
+	once    sync.Once
+	cred    auth.Credential
+	credErr error
+}
+
+func newAuthorizer(c *client, repository string) *authorizer {
+	return &authorizer{c: c, scope: auth.ScopeRepository(repository, auth.ActionPull), sem: make(chan struct{}, 1)}
+}
+
+// current is the header to send, "" if none has been needed so far.
+func (a *authorizer) current() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.header
+}
+
+// renew answers a 401 to a request that was sent with the header used. When
+// another request has renewed it meanwhile, that header is as good.
+func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response) (string, error) {
+	select {
+	case a.sem <- struct{}{}:
+		defer func() { <-a.sem }()
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+	if now := a.current(); now != used {
+		return now, nil
+	}
+	header, err := a.fetch(ctx, resp)
+	if err != nil {
+		return "", err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.header = header
+	return header, nil
+}
+
+// fetch makes a header from what the registry asks for. Bearer is preferred
+// where there is a choice: it keeps the password from the registry itself.
+func (a *authorizer) fetch(ctx context.Context, resp *http.Response) (string, error) {
+	var basic *challenge
+	for _, ch := range parseChallenges(resp.Header.Values("Www-Authenticate")) {
+		switch ch.scheme {
+		case "bearer":
+			return a.bearer(ctx, ch.params)
+		case "basic":
+			basic = &ch
+		}
+	}
+	if basic == nil {
+		return "", fmt.Errorf("%s wants an authentication that is neither basic nor bearer: %w", a.c.host, fault.ErrUnauthorized)
+	}
+	cred, err := a.credential(ctx)
+	if err != nil {
+		return "", err
+	}
+	if cred.Username == "" {
+		return "", fmt.Errorf("%s wants a user and a password, and none are known: %w", a.c.host, fault.ErrUnauthorized)
+	}
+	secret := base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password))
+	a.c.secrets.add(secret)
+	return "Basic " + secret, nil
+}
+
+// credential looks the credential up when it is first needed.
+func (a *authorizer) credential(ctx context.Context) (auth.Credential, error) {
+	a.once.Do(func() {
+		a.cred, a.credErr = a.c.o.credential(ctx, a.c.ref, a.c.notify)
+		a.c.secrets.add(a.cred.Password, a.cred.RefreshToken, a.cred.AccessToken)
+	})
+	return a.cred, a.credErr
+}
+
+// bearer gets a token from the server that the registry names.
+func (a *authorizer) bearer(ctx context.Context, params map[string]string) (string, error) {
+	cred, err := a.credential(ctx)
+	if err != nil {
+		return "", err
+	}
+	if cred.AccessToken != "" {
+		return "Bearer " + cred.AccessToken, nil
+	}
+	realm, err := a.realm(ctx, params["realm"])
+	if err != nil {
+		return "", err
+	}
+	scopes := a.scope
+	if s := params["scope"]; s != "" {
+		scopes = strings.Join(auth.CleanScopes(append(strings.Fields(s), a.scope)), " ")
+	}
+	req, err := tokenRequest(ctx, realm, params["service"], scopes, cred)
+	if err != nil {
+		return "", err
+	}
+	// What the token server gets is meant for it alone, so its redirects are
+	// not followed with it, and its errors are retried like any other's.
+	retry := retrier{c: a.c}
+	for {
+		token, err := a.token(req)
+		if err == nil {
+			a.c.secrets.add(token)
+			return "Bearer " + token, nil
+		}
+		if err := retry.again(ctx, err); err != nil {
+			return "", err
+		}
+		if req, err = tokenRequest(ctx, realm, params["service"], scopes, cred); err != nil {
+			return "", err
+		}
+	}
+}
+
+// tokenRequest asks for a token as the distribution spec has it, with a GET; an
+// identity token is exchanged by the OAuth2 way, with a POST.
+func tokenRequest(ctx context.Context, realm *url.URL, service, scopes string, cred auth.Credential) (*http.Request, error) {
+	if cred.RefreshToken != "" {
+		form := url.Values{
+			"grant_type": {"refresh_token"}, "refresh_token": {cred.RefreshToken},
+			"service": {service}, "scope": {scopes}, "client_id": {"layerpipe"},
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(form.Encode()))
+		if err != nil {
+			return nil, errors.New("token server: bad address")
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		return req, nil
+	}
+	u := *realm
+	q := u.Query()
+	if service != "" {
+		q.Set("service", service)
+	}
+	for _, s := range strings.Fields(scopes) {
+		q.Add("scope", s)
+	}
+	if cred.Username != "" {
+		q.Set("account", cred.Username)
+	}
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, errors.New("token server: bad address")
+	}
+	if cred.Username != "" {
+		req.SetBasicAuth(cred.Username, cred.Password)
+	}
+	return req, nil
+}
+
+// token sends one request to the token server.
+func (a *authorizer) token(req *http.Request) (string, error) {
+	what := "token from " + req.URL.Host
+	req.Header.Set("User-Agent", a.c.o.UserAgent)
+	resp, err := a.c.follow(req)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", what, a.c.secrets.scrub(err))
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return "", a.c.statusError(what, resp)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer))
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", what, err)
+	}
+	var answer struct {
+		Token       string `json:"token"`
+		AccessToken string `json:"access_token"`
+	}
+	// The answer holds the token: an error says nothing of it.
+	if json.Unmarshal(b, &answer) != nil {
+		return "", finalError{fmt.Errorf("%s: answer is not valid JSON: %w", what, fault.ErrUnauthorized)}
+	}
+	token := answer.Token
+	if token == "" {
+		token = answer.AccessToken
+	}
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return "", finalError{fmt.Errorf("%s: no token in the answer: %w", what, fault.ErrUnauthorized)}
+	}
+	return token, nil
+}

@@ -1,0 +1,239 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// maxRedirects is where every client stops.
+const maxRedirects = 10
+
+// maxErrorBody bounds what is read of an error's body.
+const maxErrorBody = 8 << 10
+
+// client sends requests to one host on behalf of one repository.
+type client struct {
+	o         *Options
+	ref       Reference
+	scheme    string
+	host      string // with port
+	transport *http.Transport
+	auth      *authorizer
+	secrets   secrets
+	answered  atomic.Bool // the host has answered at least once
+}
+
+func newClient(ref Reference, o *Options) (*client, error) {
+	t, err := newTransport(o)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{o: o, ref: ref, scheme: "https", host: ref.host(), transport: t}
+	if o.PlainHTTP {
+		c.scheme = "http"
+	}
+	c.auth = newAuthorizer(c, ref.Repository)
+	c.secrets.add(o.Password)
+	return c, nil
+}
+
+func (c *client) notify(format string, args ...any) {
+	if c.o.Notify != nil {
+		c.o.Notify(c.secrets.scrubText(fmt.Sprintf(format, args...)))
+	}
+}
+
+// url is an endpoint of the repository. ref must be a valid tag or digest.
+func (c *client) url(kind, ref string) *url.URL {
+	return &url.URL{Scheme: c.scheme, Host: c.host, Path: "/v2/" + c.ref.Repository + "/" + kind + "/" + ref}
+}
+
+// get sends one GET or HEAD to the registry, with what authentication it wants,
+// and follows redirects. Any answer but 200 and 206 is an error. what names the
+// thing that is asked for.
+func (c *client) get(ctx context.Context, method string, u *url.URL, header http.Header, what string) (*http.Response, error) {
+	used := c.auth.current()
+	for try := 0; ; try++ {
+		resp, err := c.send(ctx, method, u, header, used)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, c.secrets.scrub(err))
+		}
+		switch {
+		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
+			return resp, nil
+		case resp.StatusCode == http.StatusUnauthorized && try == 0 && sameOrigin(u, resp.Request.URL):
+			// Only the registry's own word counts: a 401 of a redirect's target
+			// is about its signature.
+			discard(resp)
+			if used, err = c.auth.renew(ctx, used, resp); err != nil {
+				return nil, fmt.Errorf("%s: %w", what, err)
+			}
+		default:
+			return nil, c.statusError(what, resp)
+		}
+	}
+}
+
+// send sends one request with an Authorization header ("": none).
+func (c *client) send(ctx context.Context, method string, u *url.URL, header http.Header, authorization string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	req.Header.Set("User-Agent", c.o.UserAgent)
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	return c.follow(req)
+}
+
+// follow sends a request and follows its redirects. Credentials do not leave
+// the origin that they are meant for, not even to come back to it, and what
+// began encrypted stays so.
+func (c *client) follow(req *http.Request) (*http.Response, error) {
+	first, left := req.URL, false
+	for n := 0; ; n++ {
+		resp, err := c.roundTrip(req)
+		if err != nil {
+			return nil, err
+		}
+		resp.Request = req
+		switch resp.StatusCode {
+		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+			http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		default:
+			return resp, nil
+		}
+		discard(resp)
+		if n == maxRedirects {
+			return nil, finalError{fmt.Errorf("over %d redirects", maxRedirects)}
+		}
+		if req.Method != http.MethodGet && req.Method != http.MethodHead {
+			return nil, finalError{fmt.Errorf("a redirect in answer to %s: %w", req.Method, fault.ErrUnsupported)}
+		}
+		next, err := req.URL.Parse(resp.Header.Get("Location"))
+		if err != nil || resp.Header.Get("Location") == "" || next.Host == "" || next.Scheme != "http" && next.Scheme != "https" {
+			return nil, finalError{errors.New("redirected to a bad address")}
+		}
+		if req.URL.Scheme == "https" && next.Scheme == "http" {
+			return nil, finalError{fmt.Errorf("redirected from https to http, at %s: refused", next.Host)}
+		}
+		next.User = nil
+		req = req.Clone(req.Context())
+		req.URL, req.Host = next, ""
+		if left = left || !sameOrigin(first, next); left {
+			req.Header.Del("Authorization")
+		}
+	}
+}
+
+// sameOrigin compares scheme, host and port.
+func sameOrigin(a, b *url.URL) bool {
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+}
+
+func port(u *url.URL) string {
+	if p := u.Port(); p != "" {
+		return p
+	}
+	return map[string]string{"http": "80", "https": "443"}[u.Scheme]
+}
+
+// discard ends a response whose body nobody wants, in a way that keeps the
+// connection if the body is short.
+func discard(resp *http.Response) {
+	io.CopyN(io.Discard, resp.Body, maxErrorBody)
+	resp.Body.Close()
+}
+
+// statusError makes an error of an answer, and closes it.
+func (c *client) statusError(what string, resp *http.Response) error {
+	e := &statusError{what: what, status: resp.StatusCode, after: retryAfter(resp.Header.Get("Retry-After"), time.Now())}
+	if resp.Request != nil && resp.Request.URL.Host != c.host && !strings.HasPrefix(what, "token") {
+		e.what += " at " + resp.Request.URL.Host
+	}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	resp.Body.Close()
+	var body struct {
+		Errors []struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"errors"`
+	}
+	if json.Unmarshal(b, &body) == nil && len(body.Errors) > 0 {
+		first := body.Errors[0]
+		e.detail = first.Message
+		if e.detail == "" {
+			e.detail = first.Code
+		}
+		e.detail = c.secrets.scrubText(oneLine(e.detail, 200))
+	}
+	return e
+}
+
+// oneLine makes foreign text fit into a line of ours.
+func oneLine(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return strings.TrimSpace(s)
+}
+
+// secrets are what must never be shown. A server may echo what it was sent.
+type secrets struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (s *secrets) add(list ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range list {
+		if v != "" {
+			s.list = append(s.list, v, "***")
+		}
+	}
+}
+
+func (s *secrets) scrubText(text string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.NewReplacer(s.list...).Replace(text)
+}
+
+// scrub is scrubText for an error; the kinds of error within it stay.
+func (s *secrets) scrub(err error) error {
+	text := err.Error()
+	if clean := s.scrubText(text); clean != text {
+		return scrubbed{clean, err}
+	}
+	return err
+}
+
+type scrubbed struct {
+	text string
+	err  error
+}
+
+func (e scrubbed) Error() string { return e.text }
+func (e scrubbed) Unwrap() error { return e.err }

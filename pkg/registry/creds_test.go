@@ -1,0 +1,143 @@
+package registry
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+func TestAuthFile(t *testing.T) {
+	b64 := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
+	full := auth.Credential{Username: user, Password: password}
+	for _, tt := range []struct {
+		name, file, ref string
+		want            auth.Credential
+		bad             bool
+	}{
+		{name: "docker", file: `{"auths":{"reg.io":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b", want: full},
+		{name: "with a port", file: `{"auths":{"reg.io:5000":{"auth":"` + b64 + `"}}}`, ref: "reg.io:5000/a/b", want: full},
+		{name: "another port", file: `{"auths":{"reg.io:5000":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b"},
+		{name: "a scheme", file: `{"auths":{"https://reg.io/v2/":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b", want: full},
+		{name: "hub", file: `{"auths":{"https://index.docker.io/v1/":{"auth":"` + b64 + `"}}}`, ref: "golang", want: full},
+		{name: "podman's hub", file: `{"auths":{"docker.io":{"auth":"` + b64 + `"}}}`, ref: "golang", want: full},
+		{name: "a namespace", file: `{"auths":{"reg.io":{"username":"x","password":"y"},"reg.io/a":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b", want: full},
+		{name: "another namespace", file: `{"auths":{"reg.io/c":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b"},
+		{name: "part of a name", file: `{"auths":{"reg.io/a":{"auth":"` + b64 + `"}}}`, ref: "reg.io/ab/c"},
+		{name: "plain fields", file: `{"auths":{"reg.io":{"username":"` + user + `","password":"` + password + `"}}}`, ref: "reg.io/a", want: full},
+		{name: "identity", file: `{"auths":{"reg.io":{"identitytoken":"i"}}}`, ref: "reg.io/a", want: auth.Credential{RefreshToken: "i"}},
+		{name: "registry token", file: `{"auths":{"reg.io":{"registrytoken":"r"}}}`, ref: "reg.io/a", want: auth.Credential{AccessToken: "r"}},
+		{name: "empty file", file: "\n", ref: "reg.io/a"},
+		{name: "empty entry", file: `{"auths":{"reg.io":{}}}`, ref: "reg.io/a"},
+		{name: "not JSON", file: `{"auths":{"reg.io":"hunter2`, ref: "reg.io/a", bad: true},
+		{name: "not base64", file: `{"auths":{"reg.io":{"auth":"hunter2!"}}}`, ref: "reg.io/a", bad: true},
+		{name: "no colon", file: `{"auths":{"reg.io":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("hunter2")) + `"}}}`, ref: "reg.io/a", bad: true},
+		{name: "helper with a path", file: `{"credHelpers":{"reg.io":"../../x"}}`, ref: "reg.io/a", bad: true},
+	} {
+		ref, err := ParseReference(tt.ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := Options{AuthFile: authFileOf(t, tt.file)}
+		got, err := o.credential(t.Context(), ref, func(string, ...any) {})
+		if got != tt.want || (err != nil) != tt.bad || err != nil && !errors.Is(err, fault.ErrUnauthorized) {
+			t.Errorf("%s: %+v, %v", tt.name, got, err)
+		}
+		noSecret(t, fmt.Sprint(err))
+	}
+	missing := Options{AuthFile: filepath.Join(t.TempDir(), "none")}
+	if _, err := missing.credential(t.Context(), Reference{}, nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that was named and is not there: %v", err)
+	}
+}
+
+func TestAuthFilePlaces(t *testing.T) {
+	one, two := t.TempDir(), t.TempDir()
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	t.Setenv("XDG_CONFIG_HOME", one)
+	t.Setenv("DOCKER_CONFIG", two)
+	t.Setenv("REGISTRY_AUTH_FILE", "")
+	write := func(name, user string) {
+		os.MkdirAll(filepath.Dir(name), 0o700)
+		text := fmt.Sprintf(`{"auths":{"reg.io":{"username":%q,"password":"p"}}}`, user)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	who := func() string {
+		var o Options
+		c, err := o.credential(t.Context(), Reference{Domain: "reg.io", Repository: "a"}, func(string, ...any) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Username
+	}
+	if got := who(); got != "" {
+		t.Errorf("no file: %q", got)
+	}
+	write(filepath.Join(two, "config.json"), "docker")
+	if got := who(); got != "docker" {
+		t.Errorf("DOCKER_CONFIG: %q", got)
+	}
+	write(filepath.Join(one, "containers", "auth.json"), "podman")
+	if got := who(); got != "podman" {
+		t.Errorf("podman's file: %q", got)
+	}
+	named := filepath.Join(t.TempDir(), "x.json")
+	write(named, "named")
+	t.Setenv("REGISTRY_AUTH_FILE", named)
+	if got := who(); got != "named" {
+		t.Errorf("REGISTRY_AUTH_FILE: %q", got)
+	}
+}
+
+// TestHelper runs a credential helper.
+func TestHelper(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the helper is a shell script")
+	}
+	dir := t.TempDir()
+	script := `#!/bin/sh
+read server
+case $server in
+reg.io) echo '{"ServerURL":"reg.io","Username":"somebody","Secret":"hunter2:secret"}';;
+token.io) echo '{"ServerURL":"token.io","Username":"<token>","Secret":"identity-secret"}';;
+https://index.docker.io/v1/) echo '{"Username":"hub","Secret":"x"}';;
+broken.io) echo 'hunter2 secret'; exit 1;;
+*) echo 'credentials not found in native keychain'; exit 1;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	file := authFileOf(t, `{"credHelpers":{"reg.io":"test","none.io":"no-such"},"credsStore":"test","auths":{"other.io":{"username":"a","password":"b"}}}`)
+	for ref, want := range map[string]auth.Credential{
+		"reg.io/a":    {Username: user, Password: password},
+		"token.io/a":  {RefreshToken: identity},
+		"golang":      {Username: "hub", Password: "x"},
+		"broken.io/a": {},
+		"none.io/a":   {},
+		"other.io/a":  {Username: "a", Password: "b"},
+	} {
+		r, err := ParseReference(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := ""
+		o := Options{AuthFile: file}
+		got, err := o.credential(t.Context(), r, func(f string, a ...any) { said += fmt.Sprintf(f, a...) })
+		if err != nil || got != want {
+			t.Errorf("%s: %+v, %v", ref, got, err)
+		}
+		noSecret(t, said)
+	}
+}

@@ -1,0 +1,97 @@
+package registry
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseChallenges(t *testing.T) {
+	type p = map[string]string
+	for _, tt := range []struct {
+		in   []string
+		want []challenge
+	}{
+		{[]string{`Basic realm="x"`}, []challenge{{"basic", p{"realm": "x"}}}},
+		{[]string{`Basic`}, []challenge{{"basic", p{}}}},
+		{[]string{`Bearer realm="https://auth.io/token",service="reg.io",scope="repository:a/b:pull,push"`},
+			[]challenge{{"bearer", p{"realm": "https://auth.io/token", "service": "reg.io", "scope": "repository:a/b:pull,push"}}}},
+		{[]string{`BEARER Realm = "a" , Service=b`}, []challenge{{"bearer", p{"realm": "a", "service": "b"}}}},
+		{[]string{`Basic realm="x", Bearer realm="y",service="z"`},
+			[]challenge{{"basic", p{"realm": "x"}}, {"bearer", p{"realm": "y", "service": "z"}}}},
+		{[]string{`Negotiate`, `Basic realm="a\"b"`}, []challenge{{"negotiate", p{}}, {"basic", p{"realm": `a"b`}}}},
+		{[]string{`Bearer realm="not closed`}, []challenge{{"bearer", p{"realm": "not closed"}}}},
+		{[]string{``, `,,`, `=`, `"`}, nil},
+	} {
+		if got := parseChallenges(tt.in); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%q: %v, want %v", tt.in, got, tt.want)
+		}
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for in, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, " 7 ": 7 * time.Second, "-7": 0, "x": 0, "99999999999999999999": 0,
+		"Fri, 02 Jan 2026 03:04:15 GMT": 10 * time.Second,
+		"Fri, 02 Jan 2026 03:04:00 GMT": 0,
+	} {
+		if got := retryAfter(in, now); got != want {
+			t.Errorf("%q: %v, want %v", in, got, want)
+		}
+	}
+}
+
+func TestParseContentRange(t *testing.T) {
+	for in, want := range map[string]contentRange{
+		"bytes 0-0/1":   {0, 1, 1},
+		"bytes 5-9/10":  {5, 10, 10},
+		"bytes 5-9/*":   {5, 10, -1},
+		"bytes 5-10/10": {},
+		"bytes 9-5/10":  {},
+		"bytes */10":    {},
+		"bytes -5/10":   {},
+		"bytes 0-9":     {},
+		"items 0-9/10":  {},
+		"":              {},
+		"bytes 0--9/10": {},
+		"bytes +0-9/10": {},
+		"bytes 0-9/-10": {},
+		"bytes 0-9/1e1": {},
+		"bytes 0-18446744073709551615/18446744073709551616": {},
+	} {
+		got, ok := parseContentRange(in)
+		if got != want || ok != (want != contentRange{}) {
+			t.Errorf("%q: %v, %v, want %v", in, got, ok, want)
+		}
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	for fails := 1; fails < 100; fails++ {
+		d := backoff(time.Second, fails)
+		most := min(time.Second<<min(fails-1, 10), longestWait)
+		if d < most/2 || d > most {
+			t.Errorf("after %d failures %v, want %v to %v", fails, d, most/2, most)
+		}
+	}
+}
+
+func FuzzHeaders(f *testing.F) {
+	f.Add(`Bearer realm="https://auth.io/token",service="reg.io"`, "bytes 5-9/10", "120")
+	f.Add(`Basic realm="a\"b", x=y`, "bytes 5-9/*", "Fri, 02 Jan 2026 03:04:15 GMT")
+	f.Fuzz(func(t *testing.T, challenges, rng, after string) {
+		for _, c := range parseChallenges([]string{challenges, challenges}) {
+			if c.scheme != strings.ToLower(c.scheme) || len(c.params) > maxChallenges {
+				t.Errorf("%q: %v", challenges, c)
+			}
+		}
+		if r, ok := parseContentRange(rng); ok && (r.start < 0 || r.end <= r.start || r.total >= 0 && r.end > r.total) {
+			t.Errorf("%q: %v", rng, r)
+		}
+		if d := retryAfter(after, time.Unix(0, 0)); d < 0 {
+			t.Errorf("%q: %v", after, d)
+		}
+	})
+}

@@ -1,0 +1,59 @@
+package registry
+
+import "time"
+
+// Options are how a registry is spoken to. The zero value is what a public
+// registry wants.
+type Options struct {
+	PlainHTTP bool   // HTTP without encryption
+	Insecure  bool   // HTTPS without checking the server's certificate
+	CAFile    string // certificates to trust besides the system's
+	CertFile  string // client certificate, with KeyFile
+	KeyFile   string
+
+	Username string // with Password, instead of what the files have
+	Password string
+	AuthFile string // docker's config.json or podman's auth.json; "": the usual places
+
+	// TokenServers are hosts, with or without a port, that may be token servers
+	// although they have internal addresses and the registry has none.
+	TokenServers []string
+
+	UserAgent string
+
+	// IdleTimeout is how long a request may give nothing: no answer, or no
+	// further byte of it. There is no limit on the whole. 0: one minute.
+	IdleTimeout time.Duration
+	// Retries is how many failures in a row, without progress between them, end
+	// a request; 0: 6.
+	Retries int
+	// RetryWait is the first wait after a failure; it doubles with each. 0: half
+	// a second.
+	RetryWait time.Duration
+	// Concurrency bounds the requests of random reads under way at once; 0: 8.
+	Concurrency int
+
+	// Notify, if not nil, gets a line on what a user may want to know while a
+	// request takes its time: retries, mostly. It may be called by many
+	// goroutines at once.
+	Notify func(line string)
+}
+
+// setDefaults replaces zeros by what they stand for.
+func (o *Options) setDefaults() {
+	if o.UserAgent == "" {
+		o.UserAgent = "layerpipe"
+	}
+	if o.IdleTimeout <= 0 {
+		o.IdleTimeout = time.Minute
+	}
+	if o.Retries <= 0 {
+		o.Retries = maxFailures
+	}
+	if o.RetryWait <= 0 {
+		o.RetryWait = firstWait
+	}
+	if o.Concurrency <= 0 {
+		o.Concurrency = 8
+	}
+}

@@ -1,0 +1,213 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/ociimage"
+)
+
+// A Repository is a repository of a registry, and one image in it by a tag or a
+// digest. It is safe for many callers at once.
+type Repository struct {
+	name  string
+	ref   Reference
+	c     *client
+	slots chan struct{} // random reads under way
+}
+
+// Open makes a Repository of a reference in docker's grammar. Nothing is sent
+// yet.
+func Open(ref string, o Options) (*Repository, error) {
+	r, err := ParseReference(ref)
+	if err != nil {
+		return nil, err
+	}
+	o.setDefaults()
+	c, err := newClient(r, &o)
+	if err != nil {
+		return nil, err
+	}
+	if r.Warning != "" {
+		c.notify("%s", r.Warning)
+	}
+	return &Repository{name: ref, ref: r, c: c, slots: make(chan struct{}, o.Concurrency)}, nil
+}
+
+// Name is the reference as it was given.
+func (r *Repository) Name() string { return r.name }
+
+// Reference is the reference in full.
+func (r *Repository) Reference() Reference { return r.ref }
+
+// Close drops the idle connections.
+func (r *Repository) Close() error {
+	r.c.transport.CloseIdleConnections()
+	return nil
+}
+
+// Resolve finds the image for a platform; nil is the default one, see
+// ociimage.Resolve.
+func (r *Repository) Resolve(ctx context.Context, p *ocispec.Platform) (*ociimage.Image, error) {
+	d, b, err := r.Manifest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	img, err := ociimage.Resolve(ctx, r, d, b, p)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.name, err)
+	}
+	img.Name, img.Tag = r.name, r.ref.Tag
+	if img.Tag != "" {
+		img.FullName = r.ref.Domain + "/" + r.ref.Repository + ":" + r.ref.Tag
+	}
+	return img, nil
+}
+
+// Manifest fetches what the reference names, an index or a manifest.
+func (r *Repository) Manifest(ctx context.Context) (ocispec.Descriptor, []byte, error) {
+	d, b, err := r.manifest(ctx, r.ref.identifier(), ocispec.Descriptor{Digest: r.ref.Digest})
+	if err != nil {
+		return d, nil, fmt.Errorf("%s: %w", r.name, err)
+	}
+	return d, b, nil
+}
+
+// FetchManifest implements ociimage.Fetcher.
+func (r *Repository) FetchManifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if err := ociimage.CheckDescriptor(d); err != nil {
+		return nil, err
+	}
+	_, b, err := r.manifest(ctx, d.Digest.String(), d)
+	return b, err
+}
+
+// FetchConfig implements ociimage.Fetcher.
+func (r *Repository) FetchConfig(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if d.Size > ociimage.MaxConfigSize {
+		return nil, fmt.Errorf("%s: %d bytes, over %d: %w", d.Digest, d.Size, ociimage.MaxConfigSize, fault.ErrCorrupt)
+	}
+	b, err := r.Blob(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return ociimage.ReadAll(b, d)
+}
+
+// manifest fetches a manifest by a tag or a digest. want has what is known of
+// it: its digest, and its size with that, or nothing.
+func (r *Repository) manifest(ctx context.Context, id string, want ocispec.Descriptor) (d ocispec.Descriptor, b []byte, err error) {
+	what := "manifest " + id
+	accept := http.Header{"Accept": {strings.Join(ociimage.ManifestTypes, ", ")}}
+	retry := retrier{c: r.c}
+	for {
+		d, b, err = r.manifestOnce(ctx, id, accept, what)
+		if err == nil {
+			break
+		}
+		if err := retry.again(ctx, err); err != nil {
+			return d, nil, err
+		}
+	}
+	if want.Digest != "" {
+		if err := ociimage.CheckDigest(want.Digest); err != nil {
+			return d, nil, err
+		}
+		d.Digest = want.Digest
+		if want.Size > 0 {
+			d.Size = want.Size
+		}
+	}
+	if err := ociimage.VerifyBytes(b, d); err != nil {
+		return d, nil, fmt.Errorf("manifest %w", err)
+	}
+	doc, err := ociimage.Parse(d.MediaType, b)
+	if err != nil {
+		return d, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	d.MediaType = doc.MediaType
+	return d, b, nil
+}
+
+// manifestOnce gets a manifest and says what the registry says about it.
+func (r *Repository) manifestOnce(ctx context.Context, id string, accept http.Header, what string) (d ocispec.Descriptor, b []byte, err error) {
+	resp, err := r.c.get(ctx, http.MethodGet, r.c.url("manifests", id), accept, what)
+	if err != nil {
+		return d, nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return d, nil, finalError{fmt.Errorf("%s: %s in answer to a plain request", what, resp.Status)}
+	}
+	if resp.ContentLength > ociimage.MaxManifestSize {
+		return d, nil, fmt.Errorf("%s: %d bytes, over %d: %w", what, resp.ContentLength, ociimage.MaxManifestSize, fault.ErrCorrupt)
+	}
+	b, err = io.ReadAll(io.LimitReader(resp.Body, ociimage.MaxManifestSize+1))
+	if err != nil {
+		return d, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if len(b) > ociimage.MaxManifestSize {
+		return d, nil, fmt.Errorf("%s: over %d bytes: %w", what, ociimage.MaxManifestSize, fault.ErrCorrupt)
+	}
+	d = ocispec.Descriptor{MediaType: resp.Header.Get("Content-Type"), Size: int64(len(b)), Digest: digest.FromBytes(b)}
+	// The registry's own word on the digest, if it gives one, must be true.
+	if h := digest.Digest(resp.Header.Get("Docker-Content-Digest")); h != "" && h.Validate() == nil {
+		d.Digest = h
+	}
+	return d, b, nil
+}
+
+// checkBlob refuses a descriptor that must not get into a URL.
+func checkBlob(d ocispec.Descriptor) error {
+	if d.Size < 0 {
+		d.Size = 0
+	}
+	return ociimage.CheckDescriptor(d)
+}
+
+// Blob streams a blob. io.EOF comes only once size and digest have proved
+// right; whatever breaks before is resumed where it broke. With a size of 0 or
+// less the registry's word on the size is taken; the digest is verified all the
+// same.
+func (r *Repository) Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	if err := checkBlob(d); err != nil {
+		return nil, err
+	}
+	s, err := newStream(ctx, d, &origin{c: r.c, u: r.c.url("blobs", d.Digest.String())})
+	if errors.Is(err, fault.ErrNotFound) && ociimage.IsForeign(d.MediaType) {
+		s, err = r.foreign(ctx, d, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.name, err)
+	}
+	return s, nil
+}
+
+// maxForeign bounds the addresses tried for one layer.
+const maxForeign = 8
+
+// foreign tries the addresses that a layer's descriptor gives. They come with
+// the image, not from the registry: they get no credentials.
+func (r *Repository) foreign(ctx context.Context, d ocispec.Descriptor, err error) (*stream, error) {
+	for _, s := range d.URLs[:min(len(d.URLs), maxForeign)] {
+		u, err2 := parseForeign(s)
+		if err2 != nil {
+			continue
+		}
+		s, err2 := newStream(ctx, d, &origin{c: r.c, u: u, foreign: true})
+		if err2 == nil {
+			return s, nil
+		}
+		err = err2
+	}
+	return nil, err
+}

@@ -1,0 +1,168 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+const (
+	maxFailures = 6               // in a row, without a byte of progress between them
+	firstWait   = time.Second / 2 // doubles with each failure
+	longestWait = 30 * time.Second
+	// longestAsked caps what a registry may make us wait by Retry-After.
+	longestAsked = 5 * time.Minute
+)
+
+// statusError is an answer that is not the content.
+type statusError struct {
+	what   string // the request: a thing and where it was asked for
+	status int
+	detail string        // the registry's own words, bounded, on one line
+	after  time.Duration // Retry-After; 0: none
+}
+
+func (e *statusError) Error() string {
+	s := fmt.Sprintf("%s: %d %s", e.what, e.status, http.StatusText(e.status))
+	if e.detail != "" {
+		s += " (" + e.detail + ")"
+	}
+	return s
+}
+
+func (e *statusError) Is(target error) bool {
+	switch e.status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusProxyAuthRequired:
+		return target == fault.ErrUnauthorized
+	case http.StatusNotFound, http.StatusGone:
+		return target == fault.ErrNotFound
+	}
+	return false
+}
+
+// errStalled is the end of a request that gave nothing for the idle timeout.
+var errStalled = errors.New("no data for too long")
+
+// finalError is an error that another try would not change.
+type finalError struct{ error }
+
+func (e finalError) Unwrap() error { return e.error }
+
+// A retrier counts failures in a row and waits between them.
+type retrier struct {
+	c     *client
+	fails int
+}
+
+// progress gives the whole budget back: a link that breaks once in a while must
+// not end a long download.
+func (r *retrier) progress() { r.fails = 0 }
+
+// again waits until it is worth trying again after err, and returns nil then.
+// It returns the error if it is not.
+func (r *retrier) again(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	r.fails++
+	if !r.c.retryable(err) {
+		return err
+	}
+	if r.fails >= r.c.o.Retries {
+		return fmt.Errorf("%w (tried %d times)", err, r.fails)
+	}
+	wait := backoff(r.c.o.RetryWait, r.fails)
+	if se, ok := errors.AsType[*statusError](err); ok && se.after > 0 {
+		wait = min(se.after, longestAsked)
+	}
+	r.c.notify("%v; trying again in %s", err, wait.Round(100*time.Millisecond))
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}
+
+// backoff is exponential, between half and the whole of it by chance so that
+// many clients do not come back at once.
+func backoff(first time.Duration, fails int) time.Duration {
+	d := min(first<<min(fails-1, 20), longestWait)
+	return d/2 + rand.N(d/2+1)
+}
+
+// retryable tells the failures that pass from those that stay.
+func (c *client) retryable(err error) bool {
+	if _, ok := errors.AsType[finalError](err); ok {
+		return false
+	}
+	if se, ok := errors.AsType[*statusError](err); ok {
+		switch se.status {
+		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
+			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return true
+		}
+		return false
+	}
+	for _, kind := range []error{fault.ErrIntegrity, fault.ErrCorrupt, fault.ErrUnsupported, fault.ErrNotFound,
+		fault.ErrUnauthorized, fault.ErrUsage, http.ErrSchemeMismatch} {
+		if errors.Is(err, kind) {
+			return false
+		}
+	}
+	if errors.Is(err, errStalled) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return true
+	}
+	// A certificate that is refused now will be refused again.
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return false
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return false
+	}
+	if _, ok := errors.AsType[tls.AlertError](err); ok {
+		return false
+	}
+	// A host that never answered is more likely mistyped than restarting.
+	if !c.answered.Load() {
+		if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {
+			return false
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return false
+		}
+	}
+	return true
+}
+
+// retryAfter reads a Retry-After header: seconds, or a date.
+func retryAfter(h string, now time.Time) time.Duration {
+	h = strings.TrimSpace(h)
+	if h == "" {
+		return 0
+	}
+	if n, err := strconv.ParseUint(h, 10, 31); err == nil {
+		return time.Duration(n) * time.Second
+	}
+	if t, err := http.ParseTime(h); err == nil && t.After(now) {
+		return t.Sub(now)
+	}
+	return 0
+}

@@ -1,0 +1,117 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// newTransport makes the connections of one client.
+func newTransport(o *Options) (*http.Transport, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.Insecure}
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
+			conf.RootCAs = x509.NewCertPool()
+		}
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s: no certificate in it: %w", o.CAFile, fault.ErrUsage)
+		}
+	}
+	if o.CertFile != "" || o.KeyFile != "" {
+		if o.CertFile == "" || o.KeyFile == "" {
+			return nil, fmt.Errorf("a client certificate needs its key, and a key its certificate: %w", fault.ErrUsage)
+		}
+		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		if err != nil {
+			return nil, err
+		}
+		conf.Certificates = []tls.Certificate{cert}
+	}
+	// HTTP/1.1 alone: over HTTP/2 all readers would share one connection, and
+	// with it the limits that networks and servers put on each.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:           http.ProxyFromEnvironment,
+		DialContext:     (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig: conf,
+		Protocols:       &protocols,
+		// Blobs are compressed already, and are verified as they are stored: a
+		// Content-Encoding that lies must not change them.
+		DisableCompression:     true,
+		TLSHandshakeTimeout:    30 * time.Second,
+		ResponseHeaderTimeout:  o.IdleTimeout,
+		IdleConnTimeout:        90 * time.Second,
+		MaxIdleConnsPerHost:    o.Concurrency,
+		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         64 << 10,
+	}, nil
+}
+
+// watched is a body that fails once a Read has waited for the idle timeout.
+// Time that the consumer takes between two reads does not count.
+type watched struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	idle   time.Duration
+}
+
+// roundTrip sends one request. Unlike http.Client it follows nothing and adds
+// nothing, and its errors do not repeat the URL, which may hold a signature.
+func (c *client) roundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	timer := time.AfterFunc(c.o.IdleTimeout, func() { cancel(errStalled) })
+	resp, err := c.transport.RoundTrip(req.WithContext(ctx))
+	timer.Stop()
+	if err != nil {
+		err = cause(ctx, err)
+		cancel(nil)
+		return nil, err
+	}
+	c.answered.Store(true)
+	resp.Body = &watched{resp.Body, ctx, cancel, timer, c.o.IdleTimeout}
+	return resp, nil
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	w.timer.Reset(w.idle)
+	n, err := w.ReadCloser.Read(p)
+	w.timer.Stop()
+	if err != nil && err != io.EOF {
+		err = cause(w.ctx, err)
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	w.timer.Stop()
+	w.cancel(nil)
+	return w.ReadCloser.Close()
+}
+
+// cause replaces "context canceled" by why it was.
+func cause(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); why != nil {
+		return why
+	}
+	var ne net.Error
+	if errors.As(err, &ne) && ne.Timeout() {
+		return fmt.Errorf("%w: %w", errStalled, err)
+	}
+	return err
+}

@@ -1,0 +1,116 @@
+// Package source opens an image where it lies: in a registry, in an OCI layout
+// directory, or in an archive file.
+package source
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/ociimage"
+	"github.com/layerpipe/layerpipe/pkg/registry"
+)
+
+// Image is one image of one platform, resolved.
+type Image = ociimage.Image
+
+// A Source is a place that holds an image and its blobs. It is safe for many
+// callers at once.
+type Source interface {
+	// Name is the reference as the user gave it, for messages.
+	Name() string
+	// Resolve finds the image for a platform. nil is linux on the host's
+	// architecture; an image that is no choice among several is then taken
+	// whatever it is for.
+	Resolve(ctx context.Context, p *ocispec.Platform) (*Image, error)
+	// Blob streams a blob. io.EOF comes only if size and digest match.
+	Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
+	// BlobAt gives random access to a blob, unverified. A descriptor's size of
+	// 0 or less is found out.
+	BlobAt(ctx context.Context, d ocispec.Descriptor) (BlobReader, error)
+	Close() error
+}
+
+// A BlobReader reads a blob at any offset; many callers may do so at once.
+type BlobReader interface {
+	// ReadAtContext fills p or returns an error, io.EOF as io.ReaderAt does.
+	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
+	Size() int64 // bytes
+	io.Closer
+}
+
+// Options are for Open. Local sources use none of them.
+type Options = registry.Options
+
+// Prefixes of the references that are not a registry's.
+const (
+	layoutPrefix  = "oci:"
+	archivePrefix = "oci-archive:"
+)
+
+// Open opens oci:DIR[:TAG], oci-archive:FILE[:TAG], or a registry's reference
+// in docker's grammar.
+func Open(ref string, o Options) (Source, error) {
+	if name, ok := strings.CutPrefix(ref, layoutPrefix); ok {
+		return openLayout(ref, name)
+	}
+	if name, ok := strings.CutPrefix(ref, archivePrefix); ok {
+		return openArchive(ref, name)
+	}
+	r, err := registry.Open(ref, o)
+	if err != nil {
+		return nil, err
+	}
+	return remote{r}, nil
+}
+
+// IsLocal reports whether ref names a directory or a file rather than a
+// registry.
+func IsLocal(ref string) bool {
+	return strings.HasPrefix(ref, layoutPrefix) || strings.HasPrefix(ref, archivePrefix)
+}
+
+// splitTag splits PATH[:TAG] or PATH[@DIGEST]. A path that exists as it is has
+// no tag, whatever is in it.
+func splitTag(s string) (path, tag string, err error) {
+	if s == "" {
+		return "", "", fmt.Errorf("no path: %w", fault.ErrUsage)
+	}
+	if _, err := os.Stat(s); err == nil {
+		return s, "", nil
+	}
+	if i := strings.LastIndexByte(s, '@'); i > 0 {
+		if d := digest.Digest(s[i+1:]); d.Validate() == nil {
+			return s[:i], s[i+1:], nil
+		}
+	}
+	if i := strings.LastIndexByte(s, ':'); i > 0 && !strings.ContainsAny(s[i:], `/\`) {
+		return s[:i], s[i+1:], nil
+	}
+	return s, "", nil
+}
+
+// notFound makes a missing file what a missing image is elsewhere.
+func notFound(err error) error {
+	if os.IsNotExist(err) {
+		return fmt.Errorf("%w: %w", err, fault.ErrNotFound)
+	}
+	return err
+}
+
+// remote makes a registry's repository a Source.
+type remote struct{ *registry.Repository }
+
+func (r remote) Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	return r.Repository.Blob(ctx, d)
+}
+
+func (r remote) BlobAt(ctx context.Context, d ocispec.Descriptor) (BlobReader, error) {
+	return r.Repository.BlobAt(ctx, d)
+}
