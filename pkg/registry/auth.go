@@ -48,25 +48,25 @@ func (a *authorizer) current() string {
 }
 
 // renew answers a 401 to a request that was sent with the header used. When
-// another request has renewed it meanwhile, that header is as good.
-func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response) (string, error) {
+// another request has renewed it meanwhile, that one will do; it is not fresh
+// then, and may be refused in its turn.
+func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response) (header string, fresh bool, err error) {
 	select {
 	case a.sem <- struct{}{}:
 		defer func() { <-a.sem }()
 	case <-ctx.Done():
-		return "", context.Cause(ctx)
+		return "", false, context.Cause(ctx)
 	}
 	if now := a.current(); now != used {
-		return now, nil
+		return now, false, nil
 	}
-	header, err := a.fetch(ctx, resp)
-	if err != nil {
-		return "", err
+	if header, err = a.fetch(ctx, resp); err != nil {
+		return "", false, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.header = header
-	return header, nil
+	return header, true, nil
 }
 
 // fetch makes a header from what the registry asks for. Bearer is preferred

@@ -63,8 +63,8 @@ func (c *client) url(kind, ref string) *url.URL {
 // and follows redirects. Any answer but 200 and 206 is an error. what names the
 // thing that is asked for.
 func (c *client) get(ctx context.Context, method string, u *url.URL, header http.Header, what string) (*http.Response, error) {
-	used := c.auth.current()
-	for try := 0; ; try++ {
+	used, fresh := c.auth.current(), false
+	for {
 		resp, err := c.send(ctx, method, u, header, used)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", what, c.secrets.scrub(err))
@@ -72,11 +72,11 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 		switch {
 		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
 			return resp, nil
-		case resp.StatusCode == http.StatusUnauthorized && try == 0 && sameOrigin(u, resp.Request.URL):
+		case resp.StatusCode == http.StatusUnauthorized && !fresh && sameOrigin(u, resp.Request.URL):
 			// Only the registry's own word counts: a 401 of a redirect's target
-			// is about its signature.
+			// is about its signature. What it refuses though it is fresh, it refuses.
 			discard(resp)
-			if used, err = c.auth.renew(ctx, used, resp); err != nil {
+			if used, fresh, err = c.auth.renew(ctx, used, resp); err != nil {
 				return nil, fmt.Errorf("%s: %w", what, err)
 			}
 		default:
