@@ -8,6 +8,10 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
+// noID is the one number of 32 bits that is no owner: chown leaves the owner as
+// it is, which is root if that is who unpacks.
+const noID = 1<<32 - 1
+
 // entry makes an Entry of a header and those that came before it.
 func (r *Reader) entry(b *block, longName, longLink []byte) (*Entry, error) {
 	d := draft{Entry: &Entry{Type: b.typeflag()}}
@@ -40,6 +44,10 @@ func (r *Reader) entry(b *block, longName, longLink []byte) (*Entry, error) {
 	}
 	if len(d.sparse.name) > 0 {
 		d.name = d.sparse.name
+	}
+	if d.UID == noID || d.GID == noID {
+		r.warn("offset %d: %q: owner or group -1 is nobody's number: read as 0", r.off-blockSize, d.name)
+		d.UID, d.GID = d.UID%noID, d.GID%noID
 	}
 	if bytes.IndexByte(d.name, 0) >= 0 || bytes.IndexByte(d.linkname, 0) >= 0 {
 		return nil, fmt.Errorf("name with a NUL: %w", fault.ErrCorrupt)

@@ -184,9 +184,9 @@ func parseID(r record) (uint32, error) {
 	return toID(string(r.key), n)
 }
 
-// toID narrows an id to what Linux has: 32 bits, of which -1 is not an id.
+// toID narrows an id to what Linux has: 32 bits.
 func toID(what string, n int64) (uint32, error) {
-	if n < 0 || n >= 1<<32-1 {
+	if n < 0 || n > noID {
 		return 0, fmt.Errorf("%s %d is outside of 32 bits: %w", what, n, fault.ErrUnsupported)
 	}
 	return uint32(n), nil

@@ -82,6 +82,8 @@ func TestPAX(t *testing.T) {
 		{name: "size beyond all sums", archive: pax("size", "9223372036854775807") + a + end, err: fault.ErrCorrupt},
 		{name: "bad uid", archive: pax("uid", "root") + a + end, err: fault.ErrCorrupt},
 		{name: "uid of 33 bits", archive: pax("uid", "4294967296") + a + end, err: fault.ErrUnsupported},
+		{name: "uid that is none", archive: pax("uid", "4294967295", "gid", "4294967295") + a + pax("uid", "4294967295") + hdr{name: "b", gid: 7}.block() + end,
+			want: []string{`- a "x"`, "- b 0:7"}, warn: `"b": owner or group -1 is nobody's number: read as 0`},
 		{name: "uid -1", archive: pax("uid", "-1") + a + end, err: fault.ErrUnsupported},
 		{name: "bad mtime", archive: pax("mtime", "yesterday") + a + end, err: fault.ErrCorrupt},
 		{name: "bad record", archive: hdr{typ: 'x', name: "x"}.file("99 path=b\n") + a + end, err: fault.ErrCorrupt},

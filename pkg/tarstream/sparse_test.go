@@ -121,7 +121,7 @@ func TestSparse(t *testing.T) {
 		{name: "1.0, too many runs", archive: v10(3, body("4194305\n")) + end, err: fault.ErrUnsupported},
 		{name: "1.0, map longer than the entry", archive: v10(3, "9\n0\n3\n") + next + end, err: fault.ErrCorrupt},
 		{name: "1.0, no data at all", archive: v10(3, "") + next + end, err: fault.ErrCorrupt},
-		{name: "1.0, cut in the map", archive: v10(1000, body(map10) + d100)[:4*blockSize], err: errCut},
+		{name: "1.0, cut in the map", archive: v10(1000, body(map10)+d100)[:4*blockSize], err: errCut},
 		{name: "2.0", archive: pax("GNU.sparse.major", "2", "GNU.sparse.minor", "0") + hdr{name: "s"}.block() + end, err: fault.ErrUnsupported},
 		{name: "1.1", archive: pax("GNU.sparse.major", "1", "GNU.sparse.minor", "1") + hdr{name: "s"}.block() + end, err: fault.ErrUnsupported},
 	} {

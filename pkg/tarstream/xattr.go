@@ -36,7 +36,7 @@ func (e *Entry) hasXattr(name string) bool {
 // setXattr sets an attribute, in place of an earlier one of the same name.
 func (e *Entry) setXattr(name string, value []byte) error {
 	if name == "" || len(name) > maxXattrName || strings.IndexByte(name, 0) >= 0 {
-		return fmt.Errorf("xattr name of %d bytes: %w", len(name), fault.ErrUnsupported)
+		return fmt.Errorf("xattr name %.300q: %w", name, fault.ErrUnsupported)
 	}
 	if len(value) > maxXattrValue {
 		return fmt.Errorf("xattr %s: value of %d bytes: %w", name, len(value), fault.ErrUnsupported)
