@@ -98,21 +98,21 @@ func init() {
 		}
 	}
 	var sorted [maxLit]uint16
-	buildTable(fixedLit[:], litBits, litEntry[:], lens[:], &sorted)
+	buildTable(fixedLit[:], litBits, litEntry[:], lens[:], false, &sorted)
 	for s := range maxDist {
 		lens[s] = 5
 	}
-	buildTable(fixedDist[:], distBits, distEntry[:], lens[:maxDist], &sorted)
+	buildTable(fixedDist[:], distBits, distEntry[:], lens[:maxDist], false, &sorted)
 }
 
 // buildTable makes the table of the canonical code that lens gives: table is
 // indexed with the next root bits of input. It reports false for a code that
-// is over-subscribed or incomplete; an empty code and one of a single symbol
-// and bit are fine, as they are for zlib.
+// is over-subscribed or incomplete; if partial is set, an empty code and one of
+// a single symbol and bit are fine, as they are for zlib.
 //
 // Work is bounded by the table's size and not by what the code would need:
 // an attacker pays 11 bytes or so for one table.
-func buildTable(table []uint32, root uint, entry []uint32, lens []uint8, sorted *[maxLit]uint16) bool {
+func buildTable(table []uint32, root uint, entry []uint32, lens []uint8, partial bool, sorted *[maxLit]uint16) bool {
 	var count [maxBits + 1]uint16
 	for _, l := range lens {
 		count[l&15]++
@@ -129,7 +129,7 @@ func buildTable(table []uint32, root uint, entry []uint32, lens []uint8, sorted 
 		offs[l+1] = uint16(total)
 	}
 	if left > 0 {
-		if total > 1 || total == 1 && count[1] == 0 {
+		if !partial || total > 1 || total == 1 && count[1] == 0 {
 			return false
 		}
 		for i := range table[:1<<root] {

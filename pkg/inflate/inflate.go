@@ -14,14 +14,12 @@
 // One Reader is a state machine (run in step.go): member header, block header,
 // block data, trailer. It decodes into a private buffer, which holds the
 // 32 KiB of history in front and is handed out or copied from once full, so
-// that the inner loop needs no slow path: it may write a little past its limit,
-// and may read a little past the end of the input, where there are zeros.
-// Whether it did read past the end is checked whenever the loop is left.
+// that the inner loop may write a little past its limit and has no slow path.
 //
-// The inner loop exists three times: loop_unsafe.go for the machines that
-// have unaligned little-endian loads, loop_safe.go for the others and under
-// the build tag inflate_safe, and the plain loop of trace.go, which notes what
-// it copies from. All three share the tables of huffman.go.
+// The inner loop exists three times: loop_unsafe.go for the machines that have
+// unaligned little-endian loads, loop_safe.go for the others and under the
+// build tag inflate_safe, and plain.go, for the last bytes of the input and for
+// tracing what is copied from where. All three share the tables of huffman.go.
 package inflate
 
 import (
@@ -46,9 +44,9 @@ const (
 	// inMargin is what one round of the inner loop may read: four refills at
 	// most, each of which moves up to 7 bytes and loads 8.
 	inMargin = 40
-	// inSlack is how many zeros follow the end of the input: the loop leaves
-	// once it has moved 8 bytes into them.
-	inSlack = 64
+	// inSlack is how many zeros follow the end of the input: refill moves up to
+	// 15 bytes into them.
+	inSlack = 16
 )
 
 // A Boundary is a place where decoding can be resumed: the end of a member's
@@ -156,7 +154,7 @@ func (z *Reader) Resume(r io.Reader, b Boundary, window []byte) {
 	z.start = b.Out
 	if !b.Member {
 		z.crcSkip = true
-		z.floor = 0
+		z.floor = int(max(WindowSize-b.Out, 0)) // there is nothing before byte 0
 		if window == nil {
 			clear(z.out[:WindowSize])
 		} else if len(window) != WindowSize {

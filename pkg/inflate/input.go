@@ -12,11 +12,14 @@ func (z *Reader) fill() {
 	if z.eof {
 		return
 	}
-	copy(z.in[:], z.in[z.ip:z.iend])
-	z.base += int64(z.ip)
-	z.iend -= z.ip
-	z.ip = 0
-	for empty := 0; z.iend <= 2*inMargin; {
+	// Of the bytes before ip, seven may be in the bit buffer and be given back.
+	keep := min(z.ip, 7)
+	used := z.ip - keep
+	copy(z.in[:], z.in[used:z.iend])
+	z.base += int64(used)
+	z.iend -= used
+	z.ip = keep
+	for empty := 0; z.iend <= 3*inMargin; {
 		n, err := z.src.Read(z.in[z.iend:inSize])
 		z.iend += n
 		if n > 0 {
@@ -30,9 +33,7 @@ func (z *Reader) fill() {
 			}
 			z.eof = true
 			clear(z.in[z.iend : z.iend+inSlack])
-			// All bits of the input are used before ip is 8 past its end.
-			z.ilim = z.iend + 8
-			return
+			break
 		}
 	}
 	z.ilim = z.iend - inMargin
@@ -47,7 +48,8 @@ func (z *Reader) overrun() bool {
 // zeros; the caller asks overrun once it knows how many it used.
 func (z *Reader) refill() {
 	if z.ip > z.ilim {
-		if z.fill(); z.ip > z.ilim {
+		z.fill()
+		if z.ip > z.iend+8 {
 			z.n |= 56 // overrun holds and goes on to: ip is 9 past the end
 			return
 		}

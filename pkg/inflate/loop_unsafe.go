@@ -28,9 +28,8 @@ import "unsafe"
 // Bounds, which the compiler cannot see and so pointers are used:
 //
 //   - in: a round starts at ip <= ilim and refills up to three times, moving up
-//     to 7 bytes and loading 8: it reads below ilim+inMargin. ilim is inMargin
-//     before the end of what is valid, or 8 behind the end of the input, which
-//     inSlack zeros follow.
+//     to 7 bytes and loading 8: it reads below ilim+inMargin, where the valid
+//     bytes end.
 //   - out: a round starts at op < olim <= WindowSize+outSize and writes 2
 //     literals and a match of 258 bytes that spills up to 31 bytes, or three
 //     literals: less than outSlack.
@@ -106,7 +105,7 @@ func (z *Reader) loop() result {
 		length := uintptr(e>>16) + uintptr(saved&(1<<(e&63)-1)>>(e>>8&15))
 
 		e = dist[b&(1<<distBits-1)]
-		if n&0xff < 28+litBits || e&entExceptional != 0 {
+		if n&0xff < distBits+13+litBits-1 || e&entExceptional != 0 {
 			b |= *(*uint64)(ip) << (n & 63)
 			ip = unsafe.Add(ip, 7-n>>3&7)
 			n |= 56

@@ -139,7 +139,7 @@ func (z *Reader) dynamicHeader() error {
 		z.drop(3)
 	}
 	// The distance table is built last: until then it holds this one.
-	if !buildTable(z.dynDist[:], preBits, preEntry[:], preLens[:], &z.sorted) {
+	if !buildTable(z.dynDist[:], preBits, preEntry[:], preLens[:], false, &z.sorted) {
 		return z.fail("invalid code of code lengths")
 	}
 
@@ -189,10 +189,10 @@ func (z *Reader) dynamicHeader() error {
 	if lens[256] == 0 {
 		return z.fail("no code for the end of the block")
 	}
-	if !buildTable(z.dynLit[:], litBits, litEntry[:], lens[:nlit], &z.sorted) {
+	if !buildTable(z.dynLit[:], litBits, litEntry[:], lens[:nlit], true, &z.sorted) {
 		return z.fail("invalid literal and length code")
 	}
-	if !buildTable(z.dynDist[:], distBits, distEntry[:], lens[nlit:total], &z.sorted) {
+	if !buildTable(z.dynDist[:], distBits, distEntry[:], lens[nlit:total], true, &z.sorted) {
 		return z.fail("invalid distance code")
 	}
 	return nil
@@ -214,24 +214,23 @@ const (
 func (z *Reader) huffmanData() error {
 	for z.op < z.olim {
 		if z.ip > z.ilim {
-			if z.fill(); z.ip > z.ilim {
-				return z.truncated()
-			}
+			z.fill()
 		}
 		var res result
-		if z.trace != nil && z.op < z.tend {
-			res = z.tracedLoop()
+		if z.ip > z.ilim || z.trace != nil && z.op < z.tend {
+			res = z.plainLoop()
 		} else {
 			res = z.loop()
 		}
-		// The zeros behind the input may have decoded to anything.
-		if z.overrun() {
-			return z.truncated()
-		}
 		switch res {
 		case resEnd:
+			if z.overrun() {
+				return z.truncated()
+			}
 			z.endBlock()
 			return nil
+		case resOverrun:
+			return z.truncated()
 		case resSymbol:
 			return z.fail("invalid literal or length code")
 		case resDist:
