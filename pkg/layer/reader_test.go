@@ -153,7 +153,7 @@ func blobCases(t testing.TB, n int) []blobCase {
 }
 
 func TestReader(t *testing.T) {
-	cases := blobCases(t, 3<<20)
+	cases := blobCases(t, 1200_000)
 	small := text(100_000, 9)
 	cases = append(cases, blobCase{"xz", Xz, small, xzed(t, small)},
 		blobCase{"xz streams", Xz, append(bytes.Clone(small), small...), append(xzed(t, small), xzed(t, small)...)},

@@ -161,7 +161,7 @@ func (s *spill) decode() error {
 	if err := s.create(); err != nil {
 		return err
 	}
-	r, err := s.l.units.open(s.unit, &feed{s: s, next: s.in})
+	r, err := s.l.units.open(s.unit, &feed{s: s, next: s.in, pieces: 1})
 	if err != nil {
 		return err
 	}
@@ -245,9 +245,9 @@ func (f *feed) Read(p []byte) (int, error) {
 		if !s.demand() {
 			return 0, errClosed
 		}
-		f.pieces = min(max(1, 2*f.pieces), spillFetch)
 		err := f.fetch()
 		if err == nil {
+			f.pieces = min(2*f.pieces, spillFetch)
 			break
 		}
 		if s.l.ctx.Err() != nil {
