@@ -2,9 +2,11 @@ package erofs
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
 // Dirent is one entry of a directory.
@@ -105,7 +107,7 @@ func (f *FS) dirents(ino *inode, fn func(Dirent) error) error {
 			e := blk.entry(i)
 			ent := Dirent{Name: string(name), Nid: e.Nid, Type: e.FileType}
 			if ent.Name <= last {
-				return blk.corrupt("%q does not come after %q", ent.Name, last)
+				return ino.fail(ino.Offset, fmt.Errorf("directory block at %d: %q does not come after %q: %w", blk.off, ent.Name, last, errOrder))
 			}
 			last = ent.Name
 			if err := fn(ent); err != nil {
@@ -115,6 +117,9 @@ func (f *FS) dirents(ino *inode, fn func(Dirent) error) error {
 	}
 	return nil
 }
+
+// errOrder is fault.ErrCorrupt for names that do not ascend.
+var errOrder = &pathError{"corrupt input", fault.ErrCorrupt, nil}
 
 // Dirents lists the directory with a number in bytewise order, without "." and
 // "..".

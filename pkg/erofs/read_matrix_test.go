@@ -367,7 +367,7 @@ var matrix = []struct {
 	{"dot-omitted", "-E48bit,dot-omitted", false},
 	{"metabox", "-E48bit,dot-omitted -zzstd -C65536 -m4096:zstd", true},
 	{"metabox-inodes", "-E48bit -zlz4 -m4096:lz4hc --MZ=i", false},
-	{"metabox-dirs", "-E48bit -zlz4 -C65536 -Efragments -m65536:lzma --MZ=id --xattr-prefix=user.shared.", false},
+	{"metabox-fragments", "-E48bit -zlz4 -C65536 -Efragments -m65536:lzma --MZ=i --xattr-prefix=user.shared.", false},
 }
 
 // TestMatrix holds pkg/erofs against the kernel over what mkfs.erofs can write,
@@ -453,6 +453,7 @@ func TestMatrix(t *testing.T) {
 				}
 			}
 			checkExtents(t, fsys)
+			fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("check: %v", p) })
 		})
 	}
 }

@@ -74,13 +74,21 @@ func (f *FS) xattrs(ino *inode) ([]Xattr, error) {
 	return list, nil
 }
 
+// sharedXattrSpace and sharedXattrOffset are where shared attributes are.
+func (f *FS) sharedXattrSpace() *metaSpace {
+	if f.sb.FeatureCompat&ondisk.CompatSharedEAInMetabox != 0 && f.metabox != nil {
+		return f.metabox
+	}
+	return f.meta
+}
+
+func (f *FS) sharedXattrOffset(id uint32) int64 {
+	return int64(f.sb.XattrBlkaddr)<<f.blkBits + int64(id)*4
+}
+
 // sharedXattr reads an entry of the shared area.
 func (f *FS) sharedXattr(id uint32) (Xattr, error) {
-	space := f.meta
-	if f.sb.FeatureCompat&ondisk.CompatSharedEAInMetabox != 0 && f.metabox != nil {
-		space = f.metabox
-	}
-	off := int64(f.sb.XattrBlkaddr)<<f.blkBits + int64(id)*4
+	space, off := f.sharedXattrSpace(), f.sharedXattrOffset(id)
 	b, err := space.read(off, ondisk.XattrEntrySize)
 	if err != nil {
 		return Xattr{}, err

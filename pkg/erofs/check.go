@@ -1,0 +1,341 @@
+package erofs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+)
+
+// A Rule is the name of something that holds in every sound image.
+type Rule string
+
+const (
+	RuleChecksum Rule = "superblock-checksum"    // the superblock's checksum is right
+	RuleInos     Rule = "superblock-inos"        // there are no more inodes than the superblock counts
+	RuleSize     Rule = "image-size"             // the image holds all its blocks
+	RuleDevices  Rule = "device-table"           // devices do not overlap in the one address space
+	RuleInode    Rule = "inode"                  // an inode can be decoded
+	RuleDirBlock Rule = "directory-block"        // a directory's blocks can be decoded, its names are names
+	RuleDirOrder Rule = "directory-order"        // names ascend
+	RuleDot      Rule = "directory-dot"          // "." is the directory itself
+	RuleDotDot   Rule = "directory-dotdot"       // ".." is its parent
+	RuleDirOnce  Rule = "directory-reached-once" // a directory has one name
+	RuleType     Rule = "entry-type"             // an entry's type is its inode's
+	RuleNlink    Rule = "link-count"             // an inode's link count is the number of its names
+	RuleSymlink  Rule = "symlink"                // a symbolic link's target can be read
+	RuleXattr    Rule = "xattr"                  // extended attributes can be decoded
+	RuleFilter   Rule = "xattr-filter"           // the name filter does not deny a name that is there
+	RuleExtent   Rule = "extent"                 // what maps a file to its blocks can be decoded
+	RuleBounds   Rule = "extent-bounds"          // extents lie within their device
+	RuleOverlap  Rule = "metadata-overlap"       // metadata shares no bytes with anything
+	RuleData     Rule = "data"                   // contents can be read
+)
+
+// Rules are all of them.
+var Rules = []Rule{RuleChecksum, RuleInos, RuleSize, RuleDevices, RuleInode, RuleDirBlock, RuleDirOrder, RuleDot, RuleDotDot,
+	RuleDirOnce, RuleType, RuleNlink, RuleSymlink, RuleXattr, RuleFilter, RuleExtent, RuleBounds, RuleOverlap, RuleData}
+
+// A Problem is a rule that an image breaks, and where.
+type Problem struct {
+	Rule   Rule
+	Nid    uint64 // of the inode; 0 with no Path: the image as a whole
+	Path   string // a name of the inode; "." is the root
+	Detail string
+}
+
+func (p Problem) String() string {
+	if p.Path == "" {
+		return fmt.Sprintf("%s: %s", p.Rule, p.Detail)
+	}
+	return fmt.Sprintf("%s: %q: %s", p.Rule, p.Path, p.Detail)
+}
+
+// CheckOptions says what Check looks at; the zero value looks at the metadata.
+type CheckOptions struct {
+	// Data reads the contents of all files too. Data on devices that are not
+	// at hand is left out.
+	Data bool
+}
+
+// Checked is what Check has seen.
+type Checked struct {
+	Inodes, Directories, Entries uint64
+	Bytes                        int64 // of contents, where they were read
+}
+
+// Check goes through a whole image and reports each problem that it finds. An
+// image whose superblock or root is unreadable does not get as far: Open
+// refuses it, but for the checksum, which WithoutChecksum leaves to Check.
+func (f *FS) Check(o CheckOptions, report func(Problem)) Checked {
+	c := &checker{
+		f:      f,
+		o:      o,
+		report: report,
+		names:  make(map[uint64]uint32),
+		paths:  make(map[uint64]string),
+		shared: make(map[uint32]bool),
+	}
+	c.super()
+	c.deviceTable()
+	c.tree()
+	c.links()
+	c.overlaps()
+	return c.seen
+}
+
+type checker struct {
+	f      *FS
+	o      CheckOptions
+	report func(Problem)
+	seen   Checked
+	names  map[uint64]uint32 // references to each inode that was met
+	paths  map[uint64]string // the first name of those with a problem to report later
+	shared map[uint32]bool   // shared xattrs whose place is noted
+	ranges [2][]byteRange    // metadata and data: of the primary device, of the metabox
+}
+
+func (c *checker) problem(r Rule, nid uint64, path string, format string, args ...any) {
+	c.report(Problem{Rule: r, Nid: nid, Path: path, Detail: fmt.Sprintf(format, args...)})
+}
+
+// super checks the superblock and the image as a whole.
+func (c *checker) super() {
+	f := c.f
+	primary := f.devices[0]
+	if f.sb.FeatureCompat&ondisk.CompatSBChecksum != 0 {
+		if err := f.verifySuper(primary.r); err != nil {
+			c.problem(RuleChecksum, 0, "", "%v", err)
+		}
+	}
+	if size := sizeOf(primary.r); size >= 0 && size < primary.size {
+		c.problem(RuleSize, 0, "", "%d bytes, but %d blocks of %d", size, primary.size>>f.blkBits, f.BlockSize())
+	}
+	c.note(f.meta, ondisk.SuperOffset, int64(f.sb.Size()), noNid, true)
+	if n := len(f.devices) - 1; n > 0 {
+		c.note(f.meta, int64(f.sb.DevtSlotOff)*ondisk.DeviceSlotSize, int64(n)*ondisk.DeviceSlotSize, noNid, true)
+	}
+}
+
+// deviceTable checks that addresses have one meaning.
+func (c *checker) deviceTable() {
+	devs := c.f.devices
+	for i := 1; i < len(devs); i++ {
+		if devs[i].addr == 0 {
+			continue
+		}
+		for j := range i {
+			a, b := devs[j], devs[i]
+			if (j == 0 || a.addr != 0) && a.addr < b.addr+b.size && b.addr < a.addr+a.size {
+				c.problem(RuleDevices, 0, "", "device %d at %#x of %d bytes overlaps device %d at %#x of %d", i, b.addr, b.size, j, a.addr, a.size)
+			}
+		}
+		if size := sizeOf2(devs[i].r); devs[i].base == 0 && size >= 0 && size+c.f.BlockSize() <= devs[i].size {
+			c.problem(RuleSize, 0, "", "device %d: %d bytes, but %d blocks of %d", i, size, devs[i].size>>c.f.blkBits, c.f.BlockSize())
+		}
+	}
+}
+
+func sizeOf2(r io.ReaderAt) int64 {
+	if r == nil {
+		return -1
+	}
+	return sizeOf(r)
+}
+
+// dirTask is a directory to go through.
+type dirTask struct {
+	nid, parent uint64
+	path        string
+}
+
+// tree goes through all that can be reached. It keeps a list of its own
+// instead of recursing: an image may nest directories as deep as it likes.
+func (c *checker) tree() {
+	root := c.f.RootNid()
+	for _, special := range []struct {
+		nid  uint64
+		path string
+		ok   bool
+	}{
+		{c.f.sb.MetaboxNid, "(metabox)", c.f.metabox != nil},
+		{c.f.sb.PackedNid, "(packed)", c.f.packed != nil},
+	} {
+		if special.ok {
+			if ino, err := c.f.inode(special.nid); err == nil { // Open has read it
+				ino.noFragments = true
+				c.note(ino.space, ino.Offset, ino.end()-ino.Offset, ino.Nid, true)
+				c.contents(ino, special.path)
+			}
+		}
+	}
+	c.names[root] = 0
+	todo := []dirTask{{root, root, "."}}
+	if ino, err := c.f.inode(root); err == nil {
+		c.inode(ino, ".")
+	}
+	for len(todo) > 0 {
+		t := todo[len(todo)-1]
+		todo = c.directory(t, todo[:len(todo)-1])
+	}
+}
+
+// directory checks a directory's entries, and the inodes that it is the first
+// to name. It appends the directories in it to the list.
+func (c *checker) directory(t dirTask, todo []dirTask) []dirTask {
+	ino, err := c.f.inode(t.nid)
+	if err != nil {
+		return todo // reported when it was met
+	}
+	c.seen.Directories++
+	dot, dotdot := ino.dotOmitted, false
+	subdirs := uint32(0)
+	err = c.f.dirents(ino, func(e Dirent) error {
+		c.seen.Entries++
+		switch e.Name {
+		case ".":
+			dot = true
+			if e.Nid != t.nid || e.Type != ondisk.FTDir {
+				c.problem(RuleDot, t.nid, t.path, "it is nid %s of type %d", nidString(e.Nid), e.Type)
+			}
+			return nil
+		case "..":
+			dotdot = true
+			if e.Nid != t.parent || e.Type != ondisk.FTDir {
+				c.problem(RuleDotDot, t.nid, t.path, "it is nid %s of type %d, the parent is nid %s", nidString(e.Nid), e.Type, nidString(t.parent))
+			}
+			return nil
+		}
+		if e.Type == ondisk.FTDir {
+			subdirs++
+		}
+		if path := joinPath(t.path, e.Name); c.entry(e, path) {
+			todo = append(todo, dirTask{e.Nid, t.nid, path})
+		}
+		return nil
+	})
+	if err != nil {
+		rule := RuleDirBlock
+		if errors.Is(err, errOrder) {
+			rule = RuleDirOrder
+		}
+		c.problem(rule, t.nid, t.path, "%v", err)
+		return todo
+	}
+	if !dot {
+		c.problem(RuleDot, t.nid, t.path, "there is none")
+	}
+	if !dotdot {
+		c.problem(RuleDotDot, t.nid, t.path, "there is none")
+	}
+	// One link is how file systems say that they do not count subdirectories.
+	if ino.Nlink != 2+subdirs && ino.Nlink != 1 {
+		c.problem(RuleNlink, t.nid, t.path, "link count %d of a directory of %d directories", ino.Nlink, subdirs)
+	}
+	return todo
+}
+
+// entry checks an entry, and its inode if it is the first to name it. It says
+// whether that is a directory to go through.
+func (c *checker) entry(e Dirent, path string) bool {
+	ino, err := c.f.inode(e.Nid)
+	if err != nil {
+		c.problem(RuleInode, e.Nid, path, "%v", err)
+		return false
+	}
+	if want := ondisk.FileType(uint16(ino.Mode)); e.Type != want {
+		c.problem(RuleType, e.Nid, path, "the entry's type is %d, the inode's mode %#o", e.Type, ino.Mode)
+	}
+	n, met := c.names[e.Nid]
+	c.names[e.Nid] = n + 1
+	if met {
+		if ino.isDir() {
+			c.problem(RuleDirOnce, e.Nid, path, "nid %s is met again", nidString(e.Nid))
+		}
+		return false
+	}
+	if ino.Nlink > 1 || ino.Nlink == 0 {
+		c.paths[e.Nid] = path
+	}
+	c.inode(ino, path)
+	return ino.isDir()
+}
+
+// inode checks what belongs to one inode.
+func (c *checker) inode(ino *inode, path string) {
+	c.seen.Inodes++
+	c.note(ino.space, ino.Offset, ino.end()-ino.Offset, ino.Nid, true)
+	c.xattrs(ino, path)
+	if ino.hasData() && ino.Size > 0 {
+		c.contents(ino, path)
+	}
+	if ino.IsSymlink() {
+		if _, err := c.f.readLink(ino); err != nil && !errors.Is(err, ErrNoDevice) {
+			c.problem(RuleSymlink, ino.Nid, path, "%v", err)
+		}
+	}
+}
+
+// xattrs checks an inode's extended attributes.
+func (c *checker) xattrs(ino *inode, path string) {
+	list, err := c.f.xattrs(ino)
+	if err != nil {
+		c.problem(RuleXattr, ino.Nid, path, "%v", err)
+		return
+	}
+	if ino.XattrSize == 0 {
+		return
+	}
+	b, err := ino.space.read(ino.Offset+ino.isize, ondisk.XattrHeaderSize)
+	if err != nil {
+		return // xattrs has read it
+	}
+	var h ondisk.XattrHeader
+	h.Decode(b)
+	c.sharedXattrs(ino, &h)
+	if c.f.sb.FeatureCompat&ondisk.CompatXattrFilter == 0 || c.f.sb.XattrFilterRsvd != 0 {
+		return
+	}
+	for _, x := range list {
+		index, suffix := splitXattr(x.Name)
+		if h.NameFilter&ondisk.XattrFilterBit(index, suffix) != 0 {
+			c.problem(RuleFilter, ino.Nid, path, "filter %08x denies %q", h.NameFilter, x.Name)
+		}
+	}
+}
+
+// splitXattr finds a name's predefined prefix.
+func splitXattr(name string) (index uint8, suffix string) {
+	for i, p := range ondisk.XattrPrefixes {
+		if p != "" && len(name) >= len(p) && name[:len(p)] == p {
+			return uint8(i), name[len(p):]
+		}
+	}
+	return 0, name
+}
+
+// links compares link counts with the names that were found.
+func (c *checker) links() {
+	f := c.f
+	if counted := c.seen.Inodes; f.sb.Inos < counted {
+		c.problem(RuleInos, 0, "", "the superblock counts %d inodes, %d were found", f.sb.Inos, counted)
+	}
+	nids := slices.Sorted(maps.Keys(c.names))
+	for _, nid := range nids {
+		n := c.names[nid]
+		ino, err := f.inode(nid)
+		if err != nil || ino.isDir() {
+			continue
+		}
+		if ino.Nlink != n {
+			path := c.paths[nid]
+			if path == "" {
+				path = "nid " + nidString(nid)
+			}
+			c.problem(RuleNlink, nid, path, "link count %d, but %d names", ino.Nlink, n)
+		}
+	}
+}

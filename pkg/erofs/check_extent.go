@@ -1,0 +1,191 @@
+package erofs
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"slices"
+
+	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+)
+
+// contents checks where an inode's contents are: that the map can be decoded,
+// that extents lie within their devices; and, where asked to, that the bytes
+// can be read.
+func (c *checker) contents(ino *inode, path string) {
+	d, err := c.f.data(ino)
+	if err != nil {
+		c.problem(RuleExtent, ino.Nid, path, "%v", err)
+		return
+	}
+	if t, ok := d.m.(interface{ index() (off, n int64) }); ok {
+		off, n := t.index()
+		c.note(ino.space, off, n, ino.Nid, true)
+	}
+	var failed error
+	err = c.f.extents(ino, func(e FileExtent) error {
+		c.extent(ino, path, &e)
+		if c.o.Data && failed == nil {
+			failed = c.read(d, &e)
+		}
+		return nil
+	})
+	if err != nil {
+		c.problem(RuleExtent, ino.Nid, path, "%v", err)
+	}
+	if failed != nil && !errors.Is(failed, ErrNoDevice) {
+		c.problem(RuleData, ino.Nid, path, "%v", failed)
+	}
+}
+
+// extent checks one extent's place, and notes it.
+func (c *checker) extent(ino *inode, path string, e *FileExtent) {
+	switch {
+	case e.Kind == ExtentHole:
+		return
+	case e.Kind == ExtentInline, e.Kind == ExtentEncoded && e.Meta:
+		c.note(ino.space, e.Addr, e.AddrLen, ino.Nid, true)
+		return
+	case e.Kind == ExtentFragment:
+		if size := c.f.packed.Size(); e.Addr+e.AddrLen > size {
+			c.problem(RuleBounds, ino.Nid, path, "fragment at %#x of %d bytes, in a packed inode of %d", e.Addr, e.AddrLen, size)
+		}
+		return
+	}
+	if size := c.f.devices[e.Device].size; e.Addr+e.AddrLen > size {
+		c.problem(RuleBounds, ino.Nid, path, "extent at %#x of %d bytes, on device %d of %d", e.Addr, e.AddrLen, e.Device, size)
+		return
+	}
+	if e.Device == 0 {
+		// What describes other files counts as metadata.
+		c.note(c.f.meta, e.Addr, e.AddrLen, ino.Nid, ino.isDir())
+	}
+}
+
+// read reads one extent's bytes.
+func (c *checker) read(d *fileData, e *FileExtent) error {
+	if e.Kind == ExtentHole {
+		return nil // there may be 2^60 bytes of it
+	}
+	buf := make([]byte, min(e.Length, 256<<10))
+	for off, end := e.Offset, e.Offset+e.Length; off < end; {
+		n, err := d.ReadAt(buf[:min(int64(len(buf)), end-off)], off)
+		if n == 0 {
+			return err
+		}
+		off += int64(n)
+		c.seen.Bytes += int64(n)
+	}
+	return nil
+}
+
+// sharedXattrs notes the places of an inode's shared attributes.
+func (c *checker) sharedXattrs(ino *inode, h *ondisk.XattrHeader) {
+	space := c.f.sharedXattrSpace()
+	b, err := ino.space.read(ino.Offset+ino.isize+ondisk.XattrHeaderSize, ondisk.XattrSharedIDSize*int(h.SharedCount))
+	if err != nil {
+		return // read before
+	}
+	for ; len(b) > 0; b = b[ondisk.XattrSharedIDSize:] {
+		id := binary.LittleEndian.Uint32(b)
+		if c.shared[id] {
+			continue
+		}
+		c.shared[id] = true
+		off := c.f.sharedXattrOffset(id)
+		if eb, err := space.read(off, ondisk.XattrEntrySize); err == nil {
+			var e ondisk.XattrEntry
+			e.Decode(eb)
+			c.note(space, off, int64(e.Size()), noNid, true)
+		}
+	}
+}
+
+// byteRange is a range of a space that something takes up.
+type byteRange struct {
+	start, end int64
+	nid        uint64
+	meta       bool
+}
+
+// noNid stands for what belongs to no inode.
+const noNid = ^uint64(0)
+
+// note notes that a range is taken.
+func (c *checker) note(s *metaSpace, off, n int64, nid uint64, meta bool) {
+	if n <= 0 || off < 0 {
+		return
+	}
+	list := &c.ranges[0]
+	if s != c.f.meta {
+		list = &c.ranges[1]
+	}
+	if k := len(*list); k > 0 {
+		// An inode, its inline data and its index follow one another.
+		if last := &(*list)[k-1]; last.nid == nid && last.meta == meta && last.end == off {
+			last.end += n
+			return
+		}
+	}
+	*list = append(*list, byteRange{off, off + n, nid, meta})
+}
+
+// overlaps reports metadata that shares bytes with anything. Data may be
+// shared: that is what deduplication does.
+func (c *checker) overlaps() {
+	for _, list := range c.ranges {
+		slices.SortFunc(list, func(a, b byteRange) int {
+			return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end), cmp.Compare(a.nid, b.nid))
+		})
+		var meta, data byteRange // of each kind the one that reaches farthest
+		for _, r := range list {
+			other := meta
+			if r.meta && data.end > other.end {
+				other = data
+			}
+			if r.start < other.end {
+				c.problem(RuleOverlap, r.nid, describeNid(r.nid), "bytes %#x..%#x are also those of %s", r.start, min(r.end, other.end), describeNid(other.nid))
+			}
+			switch {
+			case r.meta && r.end > meta.end:
+				meta = r
+			case !r.meta && r.end > data.end:
+				data = r
+			}
+		}
+	}
+}
+
+func describeNid(nid uint64) string {
+	if nid == noNid {
+		return "the superblock or a table"
+	}
+	return "nid " + nidString(nid)
+}
+
+// index is where the chunk table is.
+func (m *chunkTable) index() (off, n int64) {
+	unit := int64(ondisk.BlockMapEntrySize)
+	if m.indexes {
+		unit = ondisk.ChunkIndexSize
+	}
+	return m.table, ((m.ino.Size-1)>>m.bits + 1) * unit
+}
+
+// index is where the map header and the cluster indexes are.
+func (m *zMap) index() (off, n int64) {
+	if m.count == 0 {
+		return m.header, ondisk.MapHeaderSize
+	}
+	var c zCursor
+	last, err := m.load(&c, m.count-1)
+	if err != nil {
+		return m.header, ondisk.MapHeaderSize // reported with the extents
+	}
+	return m.header, last.next - m.header
+}
+
+// index is where the map header and the records are.
+func (x *zExtents) index() (off, n int64) {
+	return x.header, x.table + x.count*x.size - x.header
+}
