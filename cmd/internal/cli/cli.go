@@ -50,6 +50,12 @@ func (e signalError) Error() string { return e.sig.String() }
 // errDone unwinds a command that has already said all it had to: --help.
 var errDone = errors.New("done")
 
+// ExitStatus is the error of a command that ends with the code of a program it
+// ran: that program has said what there was to say.
+type ExitStatus int
+
+func (e ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
 // errPipe marks an output error whose reader has gone.
 var errPipe = errors.New("broken pipe")
 
@@ -92,7 +98,7 @@ func Run(ctx context.Context, env *Env, run func(context.Context, *Env) error) i
 		return 128 + int(sig.sig)
 	}
 	code := Code(err)
-	if code != ExitPipe {
+	if _, silent := errors.AsType[ExitStatus](err); !silent && code != ExitPipe {
 		env.Errorf("%v", err)
 	}
 	return code
@@ -100,6 +106,9 @@ func Run(ctx context.Context, env *Env, run func(context.Context, *Env) error) i
 
 // Code is the exit code for an error.
 func Code(err error) int {
+	if status, ok := errors.AsType[ExitStatus](err); ok {
+		return int(status)
+	}
 	switch {
 	case err == nil:
 		return ExitOK

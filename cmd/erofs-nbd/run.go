@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/cmd/internal/regflags"
+	"github.com/layerpipe/layerpipe/pkg/nbd"
+	"github.com/layerpipe/layerpipe/pkg/spancache"
+)
+
+const description = `Serve an EROFS image over NBD, read-only.
+
+IMAGE is a local image. With --index it is an index made by tar2erofs -i, and the layers are read on demand from where --blob says: a registry's repository, oci:DIR, oci-archive:FILE, or the layers in files, one --blob for each from the lowest up. The index knows the layers by digest and verifies what it reads; a tag that has moved does no harm. With --blob and --layer alone it is a layer that is an EROFS image itself.
+
+The NBD URI is printed when the server is ready. SIGTERM and SIGINT let it finish what it is doing and end it with exit code 0.
+
+  erofs-nbd --index golang.erofs --blob golang:1.26 --run 'nbdcopy "$uri" golang.img'`
+
+type flags struct {
+	Index           string   `placeholder:"FILE" help:"Index image whose layers are served behind it."`
+	Blob            []string `sep:"none" placeholder:"REF" help:"Where the layers are: an image's reference, or a file for each."`
+	Layer           string   `placeholder:"N|DIGEST" help:"Of the image, the one layer to serve, or that --zinfo is for; 0 is the lowest."`
+	Zinfo           string   `placeholder:"FILE" help:"Checkpoints of the layer, for an index that has no seek section."`
+	RequireVerified bool     `help:"Refuse layers that cannot be verified as they are read."`
+	CacheSize       cli.Size `default:"256MiB" placeholder:"BYTES" help:"Memory for what was read of the layers (default ${default})."`
+	Tmpdir          string   `placeholder:"DIR" help:"For what is too large for memory (default: the system's)."`
+	Listen          string   `placeholder:"unix:PATH|tcp:HOST:PORT" help:"Where to listen (default: a socket in a new directory under $$XDG_RUNTIME_DIR or /run)."`
+	Run             string   `placeholder:"COMMAND" help:"Run a shell command with $$uri set, and serve as long as it runs; its exit code is ours."`
+	TLSCert         string   `name:"tls-cert" placeholder:"FILE" help:"Serve over TLS, with this certificate."`
+	TLSKey          string   `name:"tls-key" placeholder:"FILE" help:"Its key."`
+	TLSCA           string   `name:"tls-ca" placeholder:"FILE" help:"Only clients with a certificate of this authority."`
+	Stats           bool     `help:"At the end, say on stderr what was read."`
+	regflags.Flags
+	Image string `arg:"" optional:"" help:"Local image to serve."`
+}
+
+func run(ctx context.Context, env *cli.Env) error {
+	var f flags
+	if err := cli.Parse(env, &f, description); err != nil {
+		return err
+	}
+	if err := f.check(); err != nil {
+		return err
+	}
+	tlsConfig, err := f.tls()
+	if err != nil {
+		return err
+	}
+	log := newLog(env)
+	cache := spancache.New(int64(f.CacheSize))
+	d, err := f.open(ctx, env, log, cache)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if !d.Verified() {
+		if f.RequireVerified {
+			return fmt.Errorf("%s: there are no digests to verify the layer by, and --require-verified is given", f.name())
+		}
+		env.Errorf("warning: %s: the layer's data is unverified, apart from gzip's own checksums", f.name())
+	}
+	l, err := listen(f.Listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	s := &nbd.Server{
+		Exports: []nbd.Export{{Description: f.name(), Device: d}},
+		TLS:     tlsConfig,
+		Logf:    log.printf,
+		OnError: func(_ *nbd.Export, off int64, n int, err error) {
+			log.printf("I/O error: %d bytes at %d: %v", n, off, err)
+		},
+	}
+	began := time.Now()
+	err = f.serve(ctx, env, s, l)
+	log.flush()
+	if f.Stats {
+		printStats(env, time.Since(began), s.Stats(), d, cache.Stats())
+	}
+	return err
+}
+
+// serve serves until ctx is done or the command has ended.
+func (f *flags) serve(ctx context.Context, env *cli.Env, s *nbd.Server, l *listener) error {
+	uri := l.uri(s.TLS != nil)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx, l) }()
+	if f.Run == "" {
+		if _, err := fmt.Fprintln(env.Stdout, uri); err != nil {
+			return errors.Join(fmt.Errorf("stdout: %w", err), stopped(stop, served))
+		}
+		return <-served
+	}
+	err := runCommand(ctx, env, f.Run, uri)
+	return errors.Join(err, stopped(stop, served))
+}
+
+// stopped ends the server and waits for it.
+func stopped(stop func(), served <-chan error) error {
+	stop()
+	return <-served
+}
+
+// name is what is served, for messages.
+func (f *flags) name() string {
+	switch {
+	case f.Image != "":
+		return f.Image
+	case f.Index != "":
+		return f.Index
+	}
+	return f.Blob[0]
+}
+
+// check looks for flags that do not go together, before anything is touched.
+func (f *flags) check() error {
+	switch {
+	case f.Image != "" && (f.Index != "" || len(f.Blob) > 0):
+		return cli.Usagef("either an image, or --index and --blob")
+	case f.Image == "" && f.Index == "" && len(f.Blob) == 0:
+		return cli.Usagef("nothing to serve: give an image, or --index and --blob")
+	case f.Index != "" && len(f.Blob) == 0:
+		return cli.Usagef("--index needs --blob: where the layers are")
+	case f.Index == "" && len(f.Blob) > 0 && f.Layer == "":
+		return cli.Usagef("--blob needs --index, or --layer for a layer that is an EROFS image")
+	case f.Index == "" && len(f.Blob) > 1:
+		return cli.Usagef("--layer takes one --blob")
+	case f.Layer != "" && len(f.Blob) == 0:
+		return cli.Usagef("--layer needs --blob")
+	case f.Zinfo != "" && f.Index == "":
+		return cli.Usagef("--zinfo needs --index")
+	case (f.TLSCert == "") != (f.TLSKey == ""):
+		return cli.Usagef("--tls-cert and --tls-key belong together")
+	case f.TLSCA != "" && f.TLSCert == "":
+		return cli.Usagef("--tls-ca needs --tls-cert")
+	}
+	return nil
+}
+
+// printStats prints one line for each stage, from the client to the network.
+func printStats(env *cli.Env, t time.Duration, s nbd.Stats, d *closing, c spancache.Stats) {
+	env.Errorf("served %d connections in %.1f s: %d reads, %s, %d errors", s.Served, t.Seconds(), s.Reads, cli.Size(s.Bytes), s.Failed)
+	if d.Layers() == 0 {
+		return
+	}
+	env.Errorf("cache: %d hits, %d misses, %d shared, %d evicted, %s held", c.Hits, c.Misses, c.Shared, c.Evicted, cli.Size(c.Bytes))
+	l := d.Stats()
+	env.Errorf("layers: %d fetches, %s fetched, %s decoded, %d retries", l.Fetches, cli.Size(l.Fetched), cli.Size(l.Decoded), l.Retries)
+}

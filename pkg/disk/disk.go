@@ -1,0 +1,214 @@
+// Package disk makes one read-only address space of what is to be served: a
+// local image, an index image with its layers behind it, or a layer that is an
+// EROFS image itself.
+//
+// What does not fit together is refused when it is opened, as far as that can
+// be told without fetching the layers: a disk in the wrong order would mount,
+// and give wrong data.
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/pkg/blockmap"
+	"github.com/layerpipe/layerpipe/pkg/erofs"
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/layer"
+	"github.com/layerpipe/layerpipe/pkg/source"
+	"github.com/layerpipe/layerpipe/pkg/spancache"
+)
+
+// Options is for everything that lies behind a cache.
+type Options struct {
+	Cache    *spancache.Cache // must not be nil
+	SpillDir string           // for decoded spans that are too large for memory; "": os.TempDir()
+	// Probe reads the first span of each layer when it is opened, to see that
+	// it is the right one. Meant for files; over a network it costs time that
+	// the first read would not need.
+	Probe bool
+}
+
+func (o *Options) lazy(name string) layer.LazyOptions {
+	return layer.LazyOptions{Name: name, SpillDir: o.SpillDir}
+}
+
+// An Opener gives random access to the blob of an index's layer i, of which d
+// says what it must be.
+type Opener func(ctx context.Context, i int, d ocispec.Descriptor) (source.BlobReader, error)
+
+// A Disk is what is served. It is a ReaderAtContext.
+type Disk struct {
+	blockmap.ReaderAtContext
+	layers  []*layer.Lazy
+	closers []io.Closer
+}
+
+var _ blockmap.ReaderAtContext = (*Disk)(nil)
+
+// Verified reports whether every byte that comes from a layer is verified
+// against a digest before it is given out. That is so for a local image, which
+// has no layers.
+func (d *Disk) Verified() bool {
+	for _, l := range d.layers {
+		if !l.Verified() {
+			return false
+		}
+	}
+	return true
+}
+
+// Layers is how many layers are read lazily.
+func (d *Disk) Layers() int { return len(d.layers) }
+
+// Stats sums up the layers' counters.
+func (d *Disk) Stats() layer.LazyStats {
+	var sum layer.LazyStats
+	for _, l := range d.layers {
+		s := l.Stats()
+		sum.Fetches += s.Fetches
+		sum.Fetched += s.Fetched
+		sum.Decoded += s.Decoded
+		sum.Retries += s.Retries
+	}
+	return sum
+}
+
+// Close closes the layers and the files. No read may be under way.
+func (d *Disk) Close() error {
+	var err error
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, d.closers[i].Close())
+	}
+	return err
+}
+
+func (d *Disk) add(l *layer.Lazy) {
+	d.layers = append(d.layers, l)
+	d.closers = append(d.closers, l)
+}
+
+// file is a local file as a ReaderAtContext.
+type file struct {
+	*os.File
+	size int64
+}
+
+func (f file) Size() int64 { return f.size }
+
+func (f file) ReadAtContext(_ context.Context, p []byte, off int64) (int, error) {
+	return f.ReadAt(p, off)
+}
+
+// openFile opens a regular file or a block device.
+func openFile(name string) (file, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", err, fault.ErrNotFound)
+		}
+		return file{}, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.IsDir() {
+		err = fmt.Errorf("%s is a directory: %w", name, fault.ErrUsage)
+	}
+	var size int64
+	if err == nil {
+		size, err = f.Seek(0, io.SeekEnd) // a device has no size in Stat
+	}
+	if err != nil {
+		f.Close()
+		return file{}, err
+	}
+	return file{f, size}, nil
+}
+
+// OpenImage opens a local EROFS image, which has to be complete: an index
+// without its layers is refused.
+func OpenImage(name string) (*Disk, error) {
+	f, err := openFile(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkImage(f, f.size); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return &Disk{ReaderAtContext: f, closers: []io.Closer{f}}, nil
+}
+
+// checkImage looks at an image's superblock and device table. size is the
+// image's.
+func checkImage(r io.ReaderAt, size int64) error {
+	img, err := erofs.Open(io.NewSectionReader(r, 0, size))
+	if err != nil {
+		return err
+	}
+	bs := img.BlockSize()
+	devices := img.Devices()
+	if n := int64(devices[0].Blocks); n > size/bs {
+		return fmt.Errorf("the image has %d blocks of %d bytes, the file only %d bytes: %w", n, bs, size, io.ErrUnexpectedEOF)
+	}
+	for i, d := range devices[1:] {
+		if d.Uniaddr == 0 || d.Uniaddr > uint64(size/bs) || d.Blocks > uint64(size/bs)-d.Uniaddr {
+			return fmt.Errorf("the data of device %d is not in the image: an index is served with its layers, --index FILE --blob REF: %w", i+1, fault.ErrUsage)
+		}
+	}
+	return nil
+}
+
+// nativeTypes is what media types of layers that are EROFS images look like.
+const (
+	nativePrefix = "application/vnd.erofs"
+	nativeSuffix = ".erofs"
+)
+
+// IsNative reports whether a media type says that a layer is an EROFS image.
+func IsNative(mediaType string) bool {
+	return len(mediaType) >= len(nativePrefix) && mediaType[:len(nativePrefix)] == nativePrefix ||
+		len(mediaType) > len(nativeSuffix) && mediaType[len(mediaType)-len(nativeSuffix):] == nativeSuffix
+}
+
+// OpenNative serves a layer that is an EROFS image. It has no digests to
+// verify parts of it by: only its size and its superblock are checked. blob is
+// closed with the disk, or if there is an error.
+func OpenNative(ctx context.Context, blob source.BlobReader, d ocispec.Descriptor, o Options) (_ *Disk, err error) {
+	disk := &Disk{closers: []io.Closer{blob}}
+	defer func() {
+		if err != nil {
+			disk.Close()
+		}
+	}()
+	if !IsNative(d.MediaType) {
+		return nil, fmt.Errorf("layer %s is no EROFS image, its media type is %q: make an index of the image, tar2erofs -i: %w", d.Digest, d.MediaType, fault.ErrUnsupported)
+	}
+	if d.Size > 0 && blob.Size() != d.Size {
+		return nil, fmt.Errorf("layer %s: the blob has %d bytes, not %d: %w", d.Digest, blob.Size(), d.Size, fault.ErrIntegrity)
+	}
+	l, err := layer.OpenRaw(blob, o.Cache, o.lazy(d.Digest.String()))
+	if err != nil {
+		return nil, err
+	}
+	disk.add(l)
+	disk.ReaderAtContext = l
+	if err := checkImage(readerAt{ctx, l}, l.Size()); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
+	}
+	return disk, nil
+}
+
+// readerAt reads with one context.
+type readerAt struct {
+	ctx context.Context
+	r   blockmap.ReaderAtContext
+}
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+	return r.r.ReadAtContext(r.ctx, p, off)
+}
