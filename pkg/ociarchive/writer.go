@@ -54,7 +54,6 @@ func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob Blob
 		}
 	}
 	written := map[digest.Digest]bool{img.Manifest.Digest: true, img.Config.Digest: true}
-	buf := make([]byte, 1<<18)
 	for i, l := range img.Layers {
 		if written[l.Digest] {
 			continue
@@ -64,7 +63,7 @@ func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob Blob
 		if progress != nil {
 			report = func(n int64) { progress(i, n) }
 		}
-		if err := writeBlob(ctx, tw, l, blob, buf, report); err != nil {
+		if err := writeBlob(ctx, tw, l, blob, report); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
@@ -73,7 +72,7 @@ func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob Blob
 
 // writeBlob opens the blob before it writes the header: much of what can be
 // wrong with a blob shows there.
-func writeBlob(ctx context.Context, tw *tar.Writer, d ocispec.Descriptor, open BlobFunc, buf []byte, report func(int64)) error {
+func writeBlob(ctx context.Context, tw *tar.Writer, d ocispec.Descriptor, open BlobFunc, report func(int64)) error {
 	r, err := open(ctx, d)
 	if err != nil {
 		return err
@@ -82,20 +81,29 @@ func writeBlob(ctx context.Context, tw *tar.Writer, d ocispec.Descriptor, open B
 	if err := writeHeader(tw, ociimage.BlobPath(d.Digest), d.Size); err != nil {
 		return err
 	}
+	if err := copyBlob(tw, r, report); err != nil {
+		return err
+	}
+	// Pads the entry, and fails if it is short.
+	return tw.Flush()
+}
+
+// copyBlob copies to the end of r, which is where its verdict is.
+func copyBlob(w io.Writer, r io.Reader, report func(int64)) error {
 	report(0)
 	var n int64
+	buf := make([]byte, 1<<18)
 	for {
 		m, err := r.Read(buf)
 		if m > 0 {
-			if _, err := tw.Write(buf[:m]); err != nil {
+			if _, err := w.Write(buf[:m]); err != nil {
 				return err
 			}
 			n += int64(m)
 			report(n)
 		}
 		if err == io.EOF {
-			// Pads the entry, and fails if it is short.
-			return tw.Flush()
+			return nil
 		}
 		if err != nil {
 			return err

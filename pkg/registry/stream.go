@@ -21,11 +21,8 @@ type stream struct {
 // newStream opens a blob, so that what is wrong with the request shows before
 // anything depends on the blob.
 func newStream(ctx context.Context, d ocispec.Descriptor, o *origin) (*stream, error) {
-	r := &resumer{ctx: ctx, o: o, size: d.Size, what: "blob " + d.Digest.String(), retry: retrier{c: o.c}}
-	if d.Size <= 0 {
-		r.size = -1
-	}
-	if err := r.connect(); err != nil {
+	r, err := newResumer(ctx, d, o, 0)
+	if err != nil {
 		return nil, err
 	}
 	d.Size = r.size
@@ -50,6 +47,15 @@ type resumer struct {
 	broke error         // why there is no body
 	ended bool          // nothing follows
 	retry retrier
+}
+
+// newResumer opens a blob at an offset.
+func newResumer(ctx context.Context, d ocispec.Descriptor, o *origin, off int64) (*resumer, error) {
+	r := &resumer{ctx: ctx, o: o, size: d.Size, off: off, what: "blob " + d.Digest.String(), retry: retrier{c: o.c}}
+	if d.Size <= 0 {
+		r.size = -1
+	}
+	return r, r.connect()
 }
 
 func (r *resumer) drop() {

@@ -104,6 +104,28 @@ func notFound(err error) error {
 	return err
 }
 
+// Blobs opens the blobs of an image in the order of its layers.
+type Blobs interface {
+	Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
+	io.Closer
+}
+
+// Ahead opens an image's layers for reading one after another. From a registry
+// they are downloaded ahead, over so many connections at once; with one, each
+// is a stream.
+func Ahead(ctx context.Context, s Source, img *Image, connections int) Blobs {
+	if r, ok := s.(remote); ok && connections > 1 {
+		return r.Ahead(ctx, img.Layers, connections)
+	}
+	return streams{s}
+}
+
+// streams opens a stream for each blob.
+type streams struct{ Source }
+
+// Close leaves the source open.
+func (streams) Close() error { return nil }
+
 // remote makes a registry's repository a Source.
 type remote struct{ *registry.Repository }
 

@@ -1,0 +1,207 @@
+// Command oci-fetch writes a container image, or a part of it, to stdout.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/cmd/internal/regflags"
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/ociarchive"
+	"github.com/layerpipe/layerpipe/pkg/source"
+)
+
+const description = `Write a container image to stdout, as an OCI archive whose layers come in order.
+
+REF is a registry's reference as docker has it (golang:1.26, localhost:5000/app@sha256:...),
+oci:DIR[:TAG], or oci-archive:FILE[:TAG]. Every byte is verified; after an error the archive
+lacks its end, so that nothing behind the pipe takes it for whole.
+
+  oci-fetch golang:1.26 | tar2erofs golang.erofs
+  oci-fetch --layer 1 golang:1.26 | gzindex > l1.zinfo`
+
+type flags struct {
+	Ref string `arg:"" help:"The image."`
+
+	Layer    *int   `xor:"what" placeholder:"N" help:"Write only layer N as it is stored; 0 is the lowest."`
+	Blob     string `xor:"what" placeholder:"DIGEST" help:"Write only the blob with this digest."`
+	Manifest bool   `xor:"what" help:"Write only the manifest."`
+	Config   bool   `xor:"what" help:"Write only the configuration."`
+	List     bool   `xor:"what" help:"List the layers."`
+	Digest   bool   `xor:"what" help:"Print the manifest's digest."`
+	JSON     bool   `name:"json" help:"List as JSON."`
+
+	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or to a new layout oci:DIR."`
+	Jobs    int    `short:"j" default:"3" placeholder:"N" help:"Connections to download with (${default})."`
+	Quiet   bool   `short:"q" help:"Print nothing but errors."`
+	Verbose bool   `short:"v" help:"Say what is done."`
+
+	regflags.Flags
+}
+
+func main() { cli.Main("oci-fetch", run) }
+
+func run(ctx context.Context, env *cli.Env) error {
+	var f flags
+	if err := cli.Parse(env, &f, description); err != nil {
+		return err
+	}
+	if f.JSON && !f.List {
+		return cli.Usagef("--json goes with --list")
+	}
+	if f.Jobs < 1 || f.Jobs > 64 {
+		return cli.Usagef("--jobs %d: 1 to 64", f.Jobs)
+	}
+	o, err := f.Options(env)
+	if err != nil {
+		return err
+	}
+	c := &command{env: env, flags: &f, progress: env.NewProgress(f.Quiet)}
+	defer c.progress.End()
+	if !f.Quiet {
+		o.Notify = func(line string) { c.progress.Line(env.Name + ": " + line) }
+	}
+	o.Concurrency = f.Jobs
+	if c.platform, err = f.Target(); err != nil {
+		return err
+	}
+	if c.src, err = source.Open(f.Ref, o); err != nil {
+		return err
+	}
+	defer c.src.Close()
+	return c.run(ctx)
+}
+
+// command is one run of oci-fetch.
+type command struct {
+	env      *cli.Env
+	flags    *flags
+	src      source.Source
+	platform *ocispec.Platform
+	progress *cli.Progress
+}
+
+func (c *command) run(ctx context.Context) error {
+	f := c.flags
+	if f.Blob != "" {
+		d := ocispec.Descriptor{Digest: digest.Digest(f.Blob), Size: -1}
+		if err := d.Digest.Validate(); err != nil {
+			return cli.Usagef("--blob %q: not a digest", f.Blob)
+		}
+		return c.output(true, func(w io.Writer) error { return c.blob(ctx, w, d, "blob") })
+	}
+	img, err := c.src.Resolve(ctx, c.platform)
+	if err != nil {
+		return err
+	}
+	c.verbosef("%s", describe(img))
+	switch {
+	case f.Layer != nil:
+		n := *f.Layer
+		if n < 0 || n >= len(img.Layers) {
+			return fmt.Errorf("%s: no layer %d, it has %d: %w", f.Ref, n, len(img.Layers), fault.ErrNotFound)
+		}
+		return c.output(true, func(w io.Writer) error { return c.blob(ctx, w, img.Layers[n], c.label(img, n)) })
+	case f.Manifest:
+		return c.output(false, bytesTo(img.ManifestBytes))
+	case f.Config:
+		return c.output(false, bytesTo(img.ConfigBytes))
+	case f.Digest:
+		return c.output(false, bytesTo([]byte(img.Manifest.Digest.String()+"\n")))
+	case f.List:
+		return c.output(false, func(w io.Writer) error { return list(w, img, f.JSON) })
+	}
+	open := source.Ahead(ctx, c.src, img, f.Jobs)
+	defer open.Close()
+	if dir, ok := strings.CutPrefix(f.Output, "oci:"); ok {
+		return ociarchive.WriteLayout(ctx, dir, img, open.Blob, c.layerProgress(img))
+	}
+	return c.output(true, func(w io.Writer) error {
+		return ociarchive.WriteImage(ctx, w, img, open.Blob, c.layerProgress(img))
+	})
+}
+
+// output runs write with where the output goes. A file appears only if all
+// went well.
+func (c *command) output(binary bool, write func(io.Writer) error) error {
+	switch name := c.flags.Output; {
+	case strings.HasPrefix(name, "oci:"):
+		return cli.Usagef("--output %s: a layout holds a whole image", name)
+	case name != "-" && name != "":
+		return cli.WriteFile(name, write)
+	case !binary:
+		return write(c.env.Stdout)
+	}
+	w, err := c.env.BinaryStdout()
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(w), w.Flush())
+}
+
+func bytesTo(b []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(b)
+		return err
+	}
+}
+
+// blob copies one blob as it is stored.
+func (c *command) blob(ctx context.Context, w io.Writer, d ocispec.Descriptor, label string) error {
+	r, err := c.src.Blob(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	c.progress.Start(label, d.Size)
+	var n int64
+	buf := make([]byte, 1<<18)
+	for {
+		m, err := r.Read(buf)
+		if m > 0 {
+			if _, err := w.Write(buf[:m]); err != nil {
+				return err
+			}
+			n += int64(m)
+			c.progress.Set(n)
+		}
+		if err == io.EOF {
+			c.verbosef("%s, %s", label, cli.Size(n))
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// layerProgress shows the layers of an archive as they pass.
+func (c *command) layerProgress(img *source.Image) func(int, int64) {
+	return func(i int, n int64) {
+		size := img.Layers[i].Size
+		if n == 0 {
+			c.progress.Start(c.label(img, i), size)
+		}
+		c.progress.Set(n)
+		if n == size {
+			c.verbosef("%s, %s", c.label(img, i), cli.Size(n))
+		}
+	}
+}
+
+func (c *command) label(img *source.Image, i int) string {
+	return fmt.Sprintf("layer %d of %d", i, len(img.Layers))
+}
+
+func (c *command) verbosef(format string, args ...any) {
+	if c.flags.Verbose && !c.flags.Quiet {
+		c.progress.Line(c.env.Name + ": " + fmt.Sprintf(format, args...))
+	}
+}
