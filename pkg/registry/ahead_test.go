@@ -1,0 +1,120 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"sync/atomic"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/internal/testregistry"
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// addLayers puts layers of these sizes into the repository.
+func (w *world) addLayers(sizes ...int) (list []ocispec.Descriptor, data [][]byte) {
+	rnd := rand.NewChaCha8([32]byte{1})
+	for _, n := range sizes {
+		b := make([]byte, n)
+		rnd.Read(b)
+		list = append(list, w.AddBlob("test/app", ocispec.MediaTypeImageLayerGzip, b))
+		data = append(data, b)
+	}
+	return list, data
+}
+
+func readAhead(a *Ahead, d ocispec.Descriptor) ([]byte, error) {
+	r, err := a.Blob(context.Background(), d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+func TestAhead(t *testing.T) {
+	const piece = pieceSize
+	w := newWorld(t)
+	list, data := w.addLayers(1, piece-1, piece, piece+1, 3*piece+5, 17)
+	list = append(list, list[1], w.config)
+	data = append(data, data[1], nil)
+	for name, inject := range map[string]func(){
+		"quiet": func() {},
+		"cuts": func() {
+			var n atomic.Int64
+			w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool { return testregistry.Blobs(req) && n.Add(1)%3 == 0 }, Serve: testregistry.Cut(1000)})
+		},
+		"no ranges": w.NoRanges,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.ClearFaults()
+			w.Reset()
+			inject()
+			a := w.open(t).Ahead(t.Context(), list, 3)
+			defer a.Close()
+			for i, d := range list[:7] {
+				if b, err := readAhead(a, d); err != nil || !bytes.Equal(b, data[i]) {
+					t.Errorf("layer %d: %d bytes, %v, want %d", i, len(b), err, len(data[i]))
+				}
+			}
+			var total int64
+			for _, d := range list[:7] {
+				total += d.Size
+			}
+			if got := w.TotalServed(); name == "quiet" && got > total+w.config.Size {
+				t.Errorf("%d bytes served for %d", got, total)
+			}
+		})
+	}
+}
+
+// TestAheadErrors: what is wrong with a blob shows when it is opened, or at its
+// end; the others are as they were.
+func TestAheadErrors(t *testing.T) {
+	w := newWorld(t)
+	list, data := w.addLayers(1000, 2000, pieceSize+10, 3000)
+	bad := append([]byte(nil), data[2]...)
+	bad[pieceSize+3] ^= 1
+	w.PutBlob("test/app", list[2].Digest, bad)
+	missing := list[1]
+	missing.Digest = "sha256:" + missing.Digest[7+2:] + "00"
+	a := w.open(t).Ahead(t.Context(), []ocispec.Descriptor{list[0], missing, list[2], list[3]}, 2)
+	defer a.Close()
+	if b, err := readAhead(a, list[0]); err != nil || !bytes.Equal(b, data[0]) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if _, err := a.Blob(t.Context(), missing); !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("missing: %v", err)
+	}
+	if _, err := readAhead(a, list[2]); !errors.Is(err, fault.ErrIntegrity) {
+		t.Errorf("flipped: %v", err)
+	}
+	if b, err := readAhead(a, list[3]); err != nil || !bytes.Equal(b, data[3]) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
+// TestAheadClose gives up in the middle: nothing hangs, nothing goes on.
+func TestAheadClose(t *testing.T) {
+	w := newWorld(t)
+	list, data := w.addLayers(5*pieceSize, 5*pieceSize)
+	w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool {
+		return testregistry.Blobs(req) && req.Header.Get("Range") != "bytes=0-4194303"
+	}, Serve: testregistry.Stall(10)})
+	a := w.open(t).Ahead(t.Context(), list, 2)
+	r, err := a.Blob(t.Context(), list[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, pieceSize)
+	if _, err := io.ReadFull(r, p); err != nil || !bytes.Equal(p, data[0][:pieceSize]) {
+		t.Error(err)
+	}
+	r.Close()
+	a.Close()
+}
