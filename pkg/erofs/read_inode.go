@@ -58,6 +58,28 @@ func (s *Stat) FileMode() fs.FileMode {
 	return m
 }
 
+// Type names the type: file, directory, symlink, fifo, socket, character
+// device, block device.
+func (s *Stat) Type() string {
+	switch s.Mode & ondisk.ModeTypeMask {
+	case ondisk.ModeRegular:
+		return "file"
+	case ondisk.ModeDir:
+		return "directory"
+	case ondisk.ModeSymlink:
+		return "symlink"
+	case ondisk.ModeFIFO:
+		return "fifo"
+	case ondisk.ModeSocket:
+		return "socket"
+	case ondisk.ModeChar:
+		return "character device"
+	case ondisk.ModeBlock:
+		return "block device"
+	}
+	return "unknown" // no inode that was read has such a mode
+}
+
 // IsDir, IsRegular and IsSymlink tell the commonest types apart.
 func (s *Stat) IsDir() bool     { return s.Mode&ondisk.ModeTypeMask == ondisk.ModeDir }
 func (s *Stat) IsRegular() bool { return s.Mode&ondisk.ModeTypeMask == ondisk.ModeRegular }

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/layerpipe/layerpipe/pkg/erofs"
+)
+
+// inodeInfo is what --stat says beyond what every listing says.
+type inodeInfo struct {
+	Ino      uint32       `json:"ino"`
+	Offset   int64        `json:"offset"`
+	Size     int          `json:"size"` // 32 or 64
+	Layout   string       `json:"layout"`
+	Xattrs   []xattrInfo  `json:"xattrs,omitempty"`
+	Extents  []extentInfo `json:"extents,omitempty"`
+	Withheld int          `json:"extentsWithheld,omitempty"` // beyond maxExtents
+}
+
+type xattrInfo struct {
+	Name  string `json:"name"`
+	Value string `json:"value,omitempty"` // text
+	Hex   string `json:"hex,omitempty"`   // what is none
+	Size  int    `json:"size"`
+}
+
+type extentInfo struct {
+	Offset    int64  `json:"offset"`
+	Length    int64  `json:"length"`
+	Kind      string `json:"kind"`
+	Algorithm string `json:"algorithm,omitempty"`
+	Device    int    `json:"device,omitempty"`
+	Addr      int64  `json:"addr"`
+	AddrLen   int64  `json:"addrLength"`
+}
+
+// maxExtents bounds the list of a file's extents.
+const maxExtents = 100_000
+
+// stat shows one inode.
+func (d *dump) stat(context.Context) error {
+	st, err := d.fsys.StatNid(d.nid)
+	if err != nil {
+		return err
+	}
+	e, err := d.entry(d.name(), st)
+	if err != nil {
+		return err
+	}
+	if e.Detail, err = d.detail(st); err != nil {
+		return err
+	}
+	if d.flags.JSON {
+		return d.printJSON(e)
+	}
+	d.printStat(e)
+	return nil
+}
+
+// name is the inode asked for, as the user may have called it.
+func (d *dump) name() string {
+	switch d.path {
+	case "":
+		return ""
+	case ".":
+		return "/"
+	}
+	return "/" + d.path
+}
+
+func (d *dump) detail(st *erofs.Stat) (*inodeInfo, error) {
+	i := &inodeInfo{Ino: st.Ino, Offset: st.Offset, Size: 32, Layout: layoutNames[st.Layout]}
+	if st.Extended {
+		i.Size = 64
+	}
+	xattrs, err := d.fsys.Xattrs(st.Nid)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range xattrs {
+		info := xattrInfo{Name: x.Name, Size: len(x.Value)}
+		if utf8.Valid(x.Value) && isText(x.Value) {
+			info.Value = string(x.Value)
+		} else {
+			info.Hex = fmt.Sprintf("%x", x.Value)
+		}
+		i.Xattrs = append(i.Xattrs, info)
+	}
+	err = d.fsys.Extents(st.Nid, func(e erofs.FileExtent) error {
+		if len(i.Extents) == maxExtents {
+			i.Withheld++
+			return nil
+		}
+		info := extentInfo{Offset: e.Offset, Length: e.Length, Kind: e.Kind.String(), Device: e.Device, Addr: e.Addr, AddrLen: e.AddrLen}
+		if e.Kind == erofs.ExtentEncoded {
+			info.Algorithm = e.Algorithm.String()
+			if e.Meta {
+				info.Kind = "encoded-inline"
+			}
+		}
+		i.Extents = append(i.Extents, info)
+		return nil
+	})
+	return i, err
+}
+
+func (d *dump) printStat(e *entry) {
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(d.out, "%-8s %s\n", name+":", fmt.Sprintf(format, args...))
+	}
+	if e.Path != "" {
+		row("path", "%s", quoteName(e.Path))
+	}
+	i := e.Detail
+	row("nid", "%d (ino %d), %d bytes at offset %#x", e.Nid, i.Ino, i.Size, i.Offset)
+	row("type", "%s", e.Type)
+	if e.Target != "" {
+		row("target", "%s", quoteName(e.Target))
+	}
+	if e.Device != "" {
+		row("device", "%s", e.Device)
+	}
+	row("mode", "%s (%s)", e.Mode, modeString(e))
+	row("owner", "%d:%d", e.UID, e.GID)
+	row("links", "%d", e.Nlink)
+	row("size", "%d (%s)", e.Size, people(e.Size))
+	row("mtime", "%s", e.Mtime.Format(time.RFC3339Nano))
+	row("layout", "%s", i.Layout)
+	for _, x := range i.Xattrs {
+		value := fmt.Sprintf("%q", x.Value)
+		if x.Hex != "" {
+			value = "0x" + x.Hex
+		}
+		row("xattr", "%s = %s (%d bytes)", quoteName(x.Name), value, x.Size)
+	}
+	for _, x := range i.Extents {
+		where := fmt.Sprintf("%d bytes at %#x", x.AddrLen, x.Addr)
+		if x.Device > 0 {
+			where += fmt.Sprintf(" of device %d", x.Device)
+		}
+		switch x.Kind {
+		case "hole":
+			where = ""
+		case "encoded", "encoded-inline":
+			where = x.Algorithm + ", " + where
+		}
+		row("extent", "%10d %10d  %-8s %s", x.Offset, x.Length, x.Kind, where)
+	}
+	if i.Withheld > 0 {
+		row("extents", "%d more", i.Withheld)
+	}
+}

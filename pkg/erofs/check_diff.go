@@ -1,0 +1,256 @@
+package erofs
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+)
+
+// Change is how a path differs between two images.
+type Change uint8
+
+const (
+	Added Change = iota
+	Removed
+	Changed
+)
+
+func (c Change) String() string {
+	return [...]string{"added", "removed", "changed"}[c]
+}
+
+// Difference is one path that differs.
+type Difference struct {
+	Path    string
+	Change  Change
+	Details []string // of Changed: "mode 0644 -> 0600", "contents", ...
+}
+
+// Diff calls fn for each path that differs between two images, in the order of
+// a walk, and ends with fn's error. What is below a directory that is in one
+// image alone is named too. Sizes of directories do not count, nor does how an
+// image stores anything.
+func Diff(a, b *FS, fn func(Difference) error) error {
+	d := differ{a: a, b: b, fn: fn, same: make(map[[2]uint64]bool)}
+	return d.both(a.RootNid(), b.RootNid(), ".")
+}
+
+type differ struct {
+	a, b *FS
+	fn   func(Difference) error
+	same map[[2]uint64]bool // pairs of directories, or of files with several names, that were compared
+}
+
+// both compares two inodes of one path.
+func (d *differ) both(na, nb uint64, path string) error {
+	if len(path) > maxPath {
+		return fmt.Errorf("a path of more than %d bytes", maxPath)
+	}
+	a, err := d.a.inode(na)
+	if err != nil {
+		return fmt.Errorf("%q: %w", path, err)
+	}
+	b, err := d.b.inode(nb)
+	if err != nil {
+		return fmt.Errorf("%q: %w", path, err)
+	}
+	details, err := d.details(a, b)
+	if err != nil {
+		return fmt.Errorf("%q: %w", path, err)
+	}
+	if len(details) > 0 {
+		if err := d.fn(Difference{path, Changed, details}); err != nil {
+			return err
+		}
+	}
+	pair := [2]uint64{na, nb}
+	if !a.isDir() && !b.isDir() || d.same[pair] {
+		return nil
+	}
+	d.same[pair] = true
+	return d.entries(a, b, path)
+}
+
+// entries merges the entries of two inodes, of which at least one is a
+// directory.
+func (d *differ) entries(a, b *inode, path string) error {
+	var la, lb []Dirent
+	var err error
+	if a.isDir() {
+		if la, err = d.a.readDir(a); err != nil {
+			return fmt.Errorf("%q: %w", path, err)
+		}
+	}
+	if b.isDir() {
+		if lb, err = d.b.readDir(b); err != nil {
+			return fmt.Errorf("%q: %w", path, err)
+		}
+	}
+	for len(la) > 0 || len(lb) > 0 {
+		switch {
+		case len(lb) == 0 || len(la) > 0 && la[0].Name < lb[0].Name:
+			err = d.one(d.a, la[0], path, Removed)
+			la = la[1:]
+		case len(la) == 0 || lb[0].Name < la[0].Name:
+			err = d.one(d.b, lb[0], path, Added)
+			lb = lb[1:]
+		default:
+			err = d.both(la[0].Nid, lb[0].Nid, joinPath(path, la[0].Name))
+			la, lb = la[1:], lb[1:]
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// one reports an entry of one image, and what is below it.
+func (d *differ) one(f *FS, e Dirent, path string, c Change) error {
+	return f.Walk(e.Nid, func(sub string, _ *Stat) error {
+		p := joinPath(path, e.Name)
+		if sub != "." {
+			p += "/" + sub
+		}
+		return d.fn(Difference{Path: p, Change: c})
+	})
+}
+
+// details says in what two inodes differ.
+func (d *differ) details(a, b *inode) ([]string, error) {
+	var list []string
+	differ := func(what string, va, vb any) {
+		if va != vb {
+			list = append(list, fmt.Sprintf("%s %v -> %v", what, va, vb))
+		}
+	}
+	if ta, tb := a.Mode&ondisk.ModeTypeMask, b.Mode&ondisk.ModeTypeMask; ta != tb {
+		return []string{fmt.Sprintf("type %v -> %v", a.Type(), b.Type())}, nil
+	}
+	differ("mode", fmt.Sprintf("%04o", a.Mode&0o7777), fmt.Sprintf("%04o", b.Mode&0o7777))
+	differ("uid", a.UID, b.UID)
+	differ("gid", a.GID, b.GID)
+	if !a.Mtime.Equal(b.Mtime) {
+		differ("mtime", a.Mtime.UTC().Format(time.RFC3339Nano), b.Mtime.UTC().Format(time.RFC3339Nano))
+	}
+	differ("device", a.Rdev, b.Rdev)
+	if !a.isDir() {
+		differ("links", a.Nlink, b.Nlink)
+	}
+	switch {
+	case a.IsSymlink():
+		ta, err := d.a.readLink(a)
+		if err != nil {
+			return nil, err
+		}
+		tb, err := d.b.readLink(b)
+		if err != nil {
+			return nil, err
+		}
+		differ("target", fmt.Sprintf("%q", ta), fmt.Sprintf("%q", tb))
+	case a.IsRegular():
+		differ("size", a.Size, b.Size)
+		if a.Size == b.Size {
+			off, err := d.contents(a, b)
+			if err != nil {
+				return nil, err
+			}
+			if off >= 0 {
+				list = append(list, fmt.Sprintf("contents from byte %d on", off))
+			}
+		}
+	}
+	xa, err := d.a.xattrs(a)
+	if err != nil {
+		return nil, err
+	}
+	xb, err := d.b.xattrs(b)
+	if err != nil {
+		return nil, err
+	}
+	return append(list, xattrDetails(xa, xb)...), nil
+}
+
+func xattrDetails(a, b []Xattr) []string {
+	var list []string
+	find := func(l []Xattr, name string) int {
+		return slices.IndexFunc(l, func(x Xattr) bool { return x.Name == name })
+	}
+	for _, x := range a {
+		switch i := find(b, x.Name); {
+		case i < 0:
+			list = append(list, fmt.Sprintf("xattr %q removed", x.Name))
+		case !bytes.Equal(x.Value, b[i].Value):
+			list = append(list, fmt.Sprintf("xattr %q", x.Name))
+		}
+	}
+	for _, x := range b {
+		if find(a, x.Name) < 0 {
+			list = append(list, fmt.Sprintf("xattr %q added", x.Name))
+		}
+	}
+	return list
+}
+
+// contents compares two files of the same size. It returns the offset of the
+// first byte that differs, or -1.
+func (d *differ) contents(a, b *inode) (int64, error) {
+	pair := [2]uint64{a.Nid, b.Nid}
+	if a.Size == 0 || d.same[pair] {
+		return -1, nil
+	}
+	da, err := d.a.data(a)
+	if err != nil {
+		return 0, err
+	}
+	db, err := d.b.data(b)
+	if err != nil {
+		return 0, err
+	}
+	pa, pb := make([]byte, min(a.Size, 256<<10)), make([]byte, min(a.Size, 256<<10))
+	for off := int64(0); off < a.Size; {
+		// Two holes need no reading; a hostile one would have no end.
+		if n, err := bothHoles(da, db, off); err != nil {
+			return 0, err
+		} else if n > 0 {
+			off += n
+			continue
+		}
+		n := min(int64(len(pa)), a.Size-off)
+		if _, err := da.ReadAt(pa[:n], off); err != nil && err != io.EOF {
+			return 0, err
+		}
+		if _, err := db.ReadAt(pb[:n], off); err != nil && err != io.EOF {
+			return 0, err
+		}
+		if !bytes.Equal(pa[:n], pb[:n]) {
+			for i := range pa {
+				if pa[i] != pb[i] {
+					return off + int64(i), nil
+				}
+			}
+		}
+		off += n
+	}
+	if a.Nlink > 1 && b.Nlink > 1 {
+		d.same[pair] = true
+	}
+	return -1, nil
+}
+
+// bothHoles is how many bytes from off on are holes in both files.
+func bothHoles(a, b *fileData, off int64) (int64, error) {
+	ea, err := a.m.extentAt(off)
+	if err != nil || ea.Kind != ExtentHole {
+		return 0, err
+	}
+	eb, err := b.m.extentAt(off)
+	if err != nil || eb.Kind != ExtentHole {
+		return 0, err
+	}
+	return min(ea.Offset+ea.Length, eb.Offset+eb.Length) - off, nil
+}
