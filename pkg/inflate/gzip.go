@@ -27,12 +27,11 @@ const maxName = 1 << 20
 type headerReader struct {
 	z   *Reader
 	sum uint32
-	buf [10]byte
 }
 
 // next reads n (at most 10) bytes.
 func (h *headerReader) next(n int) ([]byte, bool) {
-	p := h.buf[:n]
+	p := h.z.hbuf[:n]
 	if !h.z.readFull(p) {
 		return nil, false
 	}
@@ -69,7 +68,7 @@ func (z *Reader) header() error {
 			return z.truncated()
 		}
 		for n := int(binary.LittleEndian.Uint16(b)); n > 0; {
-			k := min(n, len(h.buf))
+			k := min(n, len(h.z.hbuf))
 			if _, ok = h.next(k); !ok {
 				return z.truncated()
 			}

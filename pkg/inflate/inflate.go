@@ -102,7 +102,6 @@ type Reader struct {
 	tpos  int // where in out the traced window ends
 	tend  int // where in out tracing ends
 
-	member   MemberEnd
 	onMember func(MemberEnd)
 
 	lit  *[litSize]uint32
@@ -112,6 +111,7 @@ type Reader struct {
 	out     [WindowSize + outSize + outSlack]byte
 	dynLit  [litSize]uint32
 	dynDist [distSize]uint32
+	hbuf    [10]byte                      // bytes of a header
 	lens    [maxLit + maxDist + 138]uint8 // one repeat may overshoot
 	sorted  [maxLit]uint16
 }
@@ -195,7 +195,7 @@ func (z *Reader) reset(r io.Reader) {
 
 // OnBoundary sets a function to be called at every boundary, in order, while
 // Read or WriteTo run and before the output behind the boundary is decoded.
-// It may call z.Window and z.StartTrace and nothing else of z.
+// It may call z.Window, z.Sum and z.StartTrace and nothing else of z.
 func (z *Reader) OnBoundary(f func(Boundary)) { z.hook = f }
 
 // A MemberEnd describes a member that has just been read to its end.
@@ -204,18 +204,20 @@ type MemberEnd struct {
 	CRC     uint32 // the trailer's checksum of the member
 	Size    uint32 // the trailer's size of the member, modulo 2^32
 	Partial bool   // resumed half-way: CRC and Size were not verified
-	Sum     uint32 // checksum of what was decoded of the member
+	Sum     uint32 // checksum of what was decoded of the member, from where it was resumed
 }
 
 // OnMember sets a function to be called at the end of every member.
 func (z *Reader) OnMember(f func(MemberEnd)) { z.onMember = f }
 
 // Window fills dst, of WindowSize bytes, with the output before the boundary
-// at hand, oldest first. Where the member has less, zeros come first.
-func (z *Reader) Window(dst []byte) {
+// at hand, oldest first. Where the member has less, zeros come first. It
+// returns how many bytes are not such zeros.
+func (z *Reader) Window(dst []byte) int {
 	have := min(z.op-z.floor, WindowSize)
 	clear(dst[:WindowSize-have])
 	copy(dst[WindowSize-have:WindowSize], z.out[z.op-have:z.op])
+	return have
 }
 
 // Sum is the checksum (CRC-32) of what has been decoded of the member at hand.

@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 )
 
@@ -80,9 +81,10 @@ func checkFlate(t *testing.T, in []byte) {
 		t.Fatalf("%v, compress/flate: %v", err, wantErr)
 	}
 	// At an error each gives what it had by then; compress/flate keeps back up
-	// to 32 KiB.
-	if err == nil && !bytes.Equal(got, want) || !bytes.HasPrefix(got, want) {
-		t.Fatalf("%d bytes, compress/flate: %d; or they differ", len(got), len(want))
+	// to 32 KiB, but only notices that a block has no end when the input has.
+	endless := err != nil && strings.Contains(err.Error(), "no code for the end")
+	if err == nil && !bytes.Equal(got, want) || !bytes.HasPrefix(got, want) && !(endless && bytes.HasPrefix(want, got)) {
+		t.Fatalf("%d bytes, %v; compress/flate: %d, %v; or they differ", len(got), err, len(want), wantErr)
 	}
 	if err == nil && z.InputOffset() != int64(used) {
 		t.Fatalf("used %d bytes, compress/flate %d", z.InputOffset(), used)

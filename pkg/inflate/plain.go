@@ -28,6 +28,7 @@ func (z *Reader) plainLoop() result {
 			z.drop(uint(e & 0xff))
 			return resEnd
 		case e&entExceptional != 0:
+			z.drop(uint(e & 0xff))
 			return resSymbol
 		}
 		n := z.value(e)

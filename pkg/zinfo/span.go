@@ -37,7 +37,8 @@ func (m *memReader) Read(p []byte) (int, error) {
 // on through further spans and members.
 //
 // The checksums of members that begin and end within dst are verified. If dst
-// ends where the data does, the input must end properly, too.
+// is the last span and ends where the data does, the input must end properly,
+// too.
 //
 // Errors are fault.ErrCorrupt and fault.ErrIntegrity, with offsets in the blob.
 // Nothing is allocated once the pool of decoders is warm. It is safe for
@@ -65,7 +66,9 @@ func (d *spanDecoder) decode(x *Index, i int, comp, dst []byte) error {
 			return spanError(i, err)
 		}
 	}
-	if x.Size < 0 || p.Out+int64(len(dst)) != x.Size {
+	// The last span is not always the only one that reaches the end: a point
+	// may be where there is no output behind it.
+	if p.Out+int64(len(dst)) != x.Size || i < len(x.Points)-1 && p.start()+int64(len(comp)) < x.BlobSize {
 		return nil
 	}
 	if n, err := d.z.Discard(1); n != 0 {
