@@ -105,9 +105,10 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 		return nil, fmt.Errorf("%s: %w", label(names[0]), err)
 	}
 	in.closers = append(in.closers, a)
-	in.manifest = &a.Image().Manifest
-	if in.manifest.Digest == "" {
-		in.manifest = nil // docker save's older form has none
+	// What the index says about the image must not depend on the tag it had, or
+	// on where it came from. docker save's older form has no manifest.
+	if m := a.Image().Manifest; m.Digest != "" {
+		in.manifest = &ocispec.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}
 	}
 	in.Layers = &archive{a: a}
 	return in, nil
