@@ -158,6 +158,7 @@ func TestDialect(t *testing.T) {
 		{hdr{magic: "v7"}, v7},
 		{hdr{}, ustar},
 		{hdr{magic: "ustar\x00\x00\x00"}, ustar}, // no version, as some old writers have it
+		{hdr{magic: "ustar000"}, v7},
 		{hdr{magic: magicGNU}, gnu},
 		{hdr{raw: map[int]string{508: "tar\x00"}}, star},
 		{hdr{raw: xstar}, star},

@@ -45,8 +45,8 @@ func (b *block) dialect() dialect {
 	switch {
 	case string(b[257:265]) == "ustar  \x00":
 		return gnu
-	case string(b[257:262]) != "ustar":
-		return v7
+	case string(b[257:263]) != "ustar\x00":
+		return v7 // as GNU tar and archive/tar have it; libarchive looks at five bytes
 	case string(b[508:512]) == "tar\x00":
 		return star
 	// xstar has no trailer; what marks it is a NUL at the end of its prefix
