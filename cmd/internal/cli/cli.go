@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -120,7 +121,7 @@ func Code(err error) int {
 		return ExitUnauthorized
 	case errors.Is(err, fault.ErrIntegrity):
 		return ExitIntegrity
-	case errors.Is(err, fault.ErrNotFound):
+	case errors.Is(err, fault.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		return ExitNotFound
 	}
 	return ExitFailed
