@@ -155,7 +155,7 @@ func (f *FS) readSuper(r io.ReaderAt) error {
 func (f *FS) verifySuper(r io.ReaderAt) error {
 	b := make([]byte, ondisk.ChecksumLen(f.blkBits))
 	if err := readFull(r, b, ondisk.SuperOffset); err != nil {
-		return superErr("checksummed block: %w", err)
+		return superErr("its block: %w", corruptShort(err))
 	}
 	if got := ondisk.Checksum(b); got != f.sb.Checksum {
 		return superErr("checksum %08x, recorded %08x: %w", got, f.sb.Checksum, fault.ErrIntegrity)

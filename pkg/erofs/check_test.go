@@ -1,0 +1,217 @@
+package erofs_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/layerpipe/layerpipe/pkg/erofs"
+	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+)
+
+// findDirent is the offset of the entry for a name with a nid.
+func findDirent(t testing.TB, img []byte, name string, nid uint64) int {
+	t.Helper()
+	for off := ondisk.SuperOffset; off+ondisk.DirentSize <= len(img); off += 4 {
+		var e ondisk.Dirent
+		e.Decode(img[off:])
+		if e.Nid != nid || e.FileType == 0 || e.FileType > ondisk.FTSymlink {
+			continue
+		}
+		// Its name is in the same directory, which has at most a block.
+		if bytes.Contains(img[off:min(off+1024, len(img))], []byte(name)) {
+			return off
+		}
+	}
+	t.Fatalf("no entry %q with nid %d", name, nid)
+	return 0
+}
+
+// damage is an image, and what is in it.
+type damage struct {
+	t    *testing.T
+	img  []byte
+	fsys *erofs.FS
+}
+
+// inode is the offset of a path's inode.
+func (d *damage) inode(name string) int64 { return statOf(d.t, d.fsys, name).Offset }
+
+// put writes n bytes at an offset.
+func (d *damage) put(off int64, n int, v uint64) { putUint(d.img[off:off+int64(n)], v) }
+
+// super writes n bytes of the superblock.
+func (d *damage) super(off int64, n int, v uint64) { d.put(ondisk.SuperOffset+off, n, v) }
+
+// dirent is the offset of the entry for a path's last name.
+func (d *damage) dirent(name string) int64 {
+	st := statOf(d.t, d.fsys, name)
+	return int64(findDirent(d.t, d.img, name[strings.LastIndexByte(name, '/')+1:], st.Nid))
+}
+
+// self is the offset of "." or ".." in a directory.
+func (d *damage) self(dir, name string) int64 {
+	st := statOf(d.t, d.fsys, dir)
+	err := d.fsys.Extents(st.Nid, func(e erofs.FileExtent) error {
+		for i := int64(0); i < e.Length; i += ondisk.DirentSize {
+			var ent ondisk.Dirent
+			ent.Decode(d.img[e.Addr+i:])
+			if strings.HasPrefix(string(d.img[e.Addr+int64(ent.NameOff):]), name+".") == (name == ".") &&
+				d.img[e.Addr+int64(ent.NameOff)] == '.' {
+				return found(e.Addr + i)
+			}
+		}
+		return nil
+	})
+	f, ok := err.(found)
+	if !ok {
+		d.t.Fatalf("no %q in %s: %v", name, dir, err)
+	}
+	return int64(f)
+}
+
+type found int64
+
+func (f found) Error() string { return fmt.Sprint(int64(f)) }
+
+// TestCheckRules damages an image for each rule, in the way that breaks this
+// rule and, where that cannot be helped, those that follow from it.
+func TestCheckRules(t *testing.T) {
+	const (
+		mode, nlink, size, u = 4, 6, 8, 16 // in a compact inode
+	)
+	cases := []struct {
+		rule   erofs.Rule
+		also   []erofs.Rule
+		damage func(*damage)
+	}{
+		{erofs.RuleChecksum, nil, nil}, // below
+		{erofs.RuleInos, nil, func(d *damage) { d.super(0x10, 8, 3) }},
+		{erofs.RuleSize, []erofs.Rule{erofs.RuleDevices}, func(d *damage) { d.super(0x24, 4, 10000) }},
+		{erofs.RuleDevices, nil, func(d *damage) {
+			first := superOf(d.img).DevtSlotOff
+			off := int64(first) * ondisk.DeviceSlotSize
+			copy(d.img[off+ondisk.DeviceSlotSize+0x44:], d.img[off+0x44:off+0x48])
+		}},
+		{erofs.RuleInode, nil, func(d *damage) { d.put(d.inode("etc/empty")+mode, 2, 0) }},
+		{erofs.RuleDirBlock, []erofs.Rule{erofs.RuleNlink, erofs.RuleDirBlock}, func(d *damage) { d.put(d.self("usr", ".")+8, 2, 13) }},
+		{erofs.RuleDirOrder, nil, func(d *damage) {
+			st := statOf(d.t, d.fsys, "etc")
+			at := bytes.Index(d.img[st.Offset:], []byte("empty")) // becomes "zmpty"
+			d.img[st.Offset+int64(at)] = 'z'
+		}},
+		{erofs.RuleDot, nil, func(d *damage) { d.put(d.self("usr", "."), 8, d.fsys.RootNid()) }},
+		{erofs.RuleDotDot, nil, func(d *damage) { d.put(d.self("usr/bin", "..")+0, 8, d.fsys.RootNid()) }},
+		{erofs.RuleDirOnce, nil, func(d *damage) {
+			d.put(d.dirent("usr/bin"), 8, statOf(d.t, d.fsys, "usr").Nid)
+		}},
+		{erofs.RuleType, nil, func(d *damage) { d.put(d.dirent("etc/empty")+10, 1, ondisk.FTFIFO) }},
+		{erofs.RuleNlink, nil, func(d *damage) { d.put(d.inode("etc/empty")+nlink, 2, 9) }},
+		{erofs.RuleSymlink, nil, func(d *damage) { d.put(d.inode("etc/link")+size, 4, 0) }},
+		{erofs.RuleXattr, nil, func(d *damage) { d.put(d.inode("etc/xattr")+ondisk.InodeCompactSize+ondisk.XattrHeaderSize+1, 1, 99) }},
+		{erofs.RuleFilter, nil, func(d *damage) {
+			d.super(0x08, 4, uint64(superOf(d.img).FeatureCompat|ondisk.CompatXattrFilter))
+			d.super(0x68, 1, 0)
+			d.put(d.inode("etc/xattr")+ondisk.InodeCompactSize, 4, ondisk.XattrFilterDefault)
+		}},
+		{erofs.RuleExtent, nil, func(d *damage) { d.put(d.inode("etc/small")+size, 4, 1020) }},
+		{erofs.RuleBounds, nil, func(d *damage) { d.put(d.inode("etc/large")+u, 4, 1<<30) }},
+		{erofs.RuleOverlap, nil, func(d *damage) { d.put(d.inode("etc/large")+u, 4, 1) }},
+		{erofs.RuleData, []erofs.Rule{erofs.RuleBounds}, func(d *damage) { d.put(d.inode("etc/large")+u, 4, 1<<20) }},
+	}
+	tested := make(map[erofs.Rule]bool)
+	for _, c := range cases {
+		t.Run(string(c.rule), func(t *testing.T) {
+			tested[c.rule] = true
+			devices := []erofs.DeviceSpec{{Tag: "one", Size: 10240}, {Tag: "two", Size: 10240}}
+			img := buildImage(t, erofs.WriterOptions{BlockSize: 1024, Devices: 2}, erofs.Final{Devices: devices}, sampleEntries())
+			d := &damage{t, img, openImage(t, img)}
+			d.fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("before any damage: %v", p) })
+			if c.damage == nil {
+				d.img[ondisk.SuperOffset+0x30]++ // the UUID
+			} else {
+				c.damage(d)
+				resum(d.img)
+			}
+			got := make(map[erofs.Rule]bool)
+			fsys := openImage(t, d.img, erofs.WithoutChecksum())
+			fsys.Check(erofs.CheckOptions{Data: c.rule == erofs.RuleData}, func(p erofs.Problem) {
+				got[p.Rule] = true
+				t.Log(p)
+			})
+			if !got[c.rule] {
+				t.Errorf("%s is not reported", c.rule)
+			}
+			delete(got, c.rule)
+			for _, r := range c.also {
+				delete(got, r)
+			}
+			for r := range got {
+				t.Errorf("%s is reported too", r)
+			}
+		})
+	}
+	for _, r := range erofs.Rules {
+		if !tested[r] {
+			t.Errorf("no image breaks %s", r)
+		}
+	}
+}
+
+// TestCheckSound: an image of our own writer, with all block sizes, breaks no
+// rule.
+func TestCheckSound(t *testing.T) {
+	for _, bs := range []int{512, 1024, 2048, 4096, 16384, 65536} {
+		img := buildImage(t, erofs.WriterOptions{BlockSize: bs}, erofs.Final{}, sampleEntries())
+		fsys := openImage(t, img)
+		seen := fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("blocks of %d: %v", bs, p) })
+		if seen.Inodes != superOf(img).Inos || seen.Directories != 4 || seen.Bytes < 10000 {
+			t.Errorf("blocks of %d: seen %+v", bs, seen)
+		}
+	}
+}
+
+// TestMissingDevice: an index image can be listed without its layers, and a
+// file's data names the layer that it wants.
+func TestMissingDevice(t *testing.T) {
+	index, layer := indexOf(t)
+	fsys := openImage(t, index)
+	if _, err := fsys.ReadDir("etc"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := fsys.ReadFile("etc/large")
+	wantErr(t, err, erofs.ErrNoDevice)
+	if err == nil || !strings.Contains(err.Error(), "device 1 of 1") {
+		t.Errorf("the error does not name the device: %v", err)
+	}
+	for name, fsys := range map[string]*erofs.FS{
+		"given":   openImage(t, index, erofs.WithDevices(bytes.NewReader(layer))),
+		"flat":    openImage(t, slices.Concat(index, layer)),
+		"unsized": mustOpen(t, unsized{slices.Concat(index, layer)}),
+	} {
+		b, err := fsys.ReadFile("etc/large")
+		if err != nil || !bytes.Equal(b, text(10000, 1)) {
+			t.Errorf("%s: %d bytes, %v", name, len(b), err)
+		}
+		fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("%s: %v", name, p) })
+	}
+	_, err = mustOpen(t, unsized{index}).ReadFile("etc/large")
+	wantErr(t, err, erofs.ErrNoDevice)
+}
+
+// unsized is a reader that does not tell its size.
+type unsized struct{ b []byte }
+
+func (u unsized) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(u.b).ReadAt(p, off) }
+
+func mustOpen(t testing.TB, r io.ReaderAt) *erofs.FS {
+	t.Helper()
+	fsys, err := erofs.Open(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fsys
+}
