@@ -58,7 +58,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"no arguments", usage, []string{"tar2erofs"}},
 		{"unknown flag", usage, []string{"tar2erofs", "--no-such-flag", "OUT"}},
-		{"no such input", failed, []string{"tar2erofs", "OUT", missing}},
+		{"no such input", notFound, []string{"tar2erofs", "OUT", missing}},
 		{"garbage", failed, []string{"tar2erofs", "OUT", garbage}},
 		{"garbage, index", failed, []string{"tar2erofs", "-i", "OUT", garbage}},
 		{"empty", failed, []string{"tar2erofs", "OUT", empty}},
@@ -80,12 +80,12 @@ func TestBadInput(t *testing.T) {
 
 		{"garbage", failed, []string{"gzindex", garbage}},
 		{"empty", failed, []string{"gzindex", empty}},
-		{"no such input", failed, []string{"gzindex", missing}},
+		{"no such input", notFound, []string{"gzindex", missing}},
 		{"unknown flag", usage, []string{"gzindex", "--no-such-flag"}},
 
 		{"no arguments", usage, []string{"erofs-nbd"}},
 		{"garbage", failed, []string{"erofs-nbd", "--listen", socket, garbage}},
-		{"no such image", failed, []string{"erofs-nbd", "--listen", socket, missing}},
+		{"no such image", notFound, []string{"erofs-nbd", "--listen", socket, missing}},
 		{"index without blobs", usage, []string{"erofs-nbd", "--listen", socket, "--index", idx}},
 		{"index without its last block", failed, []string{"erofs-nbd", "--listen", socket, "--index", shortIndex, "--blob", im.Ref()}},
 		{"another image's blobs", notFound, []string{"erofs-nbd", "--listen", socket, "--index", idx, "--blob", other.Ref()}},
@@ -93,9 +93,9 @@ func TestBadInput(t *testing.T) {
 
 		{"no arguments", usage, []string{"erofs-dump"}},
 		{"garbage", failed, []string{"erofs-dump", garbage}},
-		{"no such image", failed, []string{"erofs-dump", missing}},
+		{"no such image", notFound, []string{"erofs-dump", missing}},
 		{"no such path", notFound, []string{"erofs-dump", "--cat", good, "/no/such/path"}},
-		{"cat of a directory", failed, []string{"erofs-dump", "--cat", good, "/dir"}},
+		{"cat of a directory", usage, []string{"erofs-dump", "--cat", good, "/dir"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.args[0]+", "+tt.name, func(t *testing.T) {

@@ -99,6 +99,10 @@ func TestFsckAcceptsWhole(t *testing.T) {
 	fsck := interop.Peer(t, "fsck.erofs")
 	im := testimage.New(t, testimage.Small)
 	want := unpacked(t, im)
+	// fsck.erofs sets the owner last, at which the kernel drops capabilities.
+	for _, e := range want {
+		delete(e.Xattrs, "security.capability")
+	}
 	dir := t.TempDir()
 	out, tree := filepath.Join(dir, "out"), filepath.Join(dir, "tree")
 	must(t, []string{tool("oci-fetch"), im.Ref()}, whole(out))

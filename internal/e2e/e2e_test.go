@@ -178,7 +178,8 @@ func serve(t testing.TB, args ...string) *nbdServer {
 		cmd.Process.Signal(os.Interrupt)
 		kill := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
 		defer kill.Stop()
-		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 130 {
+		err := cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 0 {
 			t.Errorf("erofs-nbd, interrupted: %v: %s", err, s.said())
 		}
 	})
