@@ -16,18 +16,19 @@ import (
 var listening = regexp.MustCompile(`listening on ([0-9.]+:[0-9]+)`)
 
 // DockerRegistry runs Debian's docker-registry on a port of its own choice,
-// without authentication, until the test ends, and returns its HOST:PORT. It
-// speaks plain HTTP.
-func DockerRegistry(t testing.TB) string {
+// until the test ends, and returns its HOST:PORT. It speaks plain HTTP, and
+// wants no authentication unless lines for its configuration file say so.
+func DockerRegistry(t testing.TB, config ...string) string {
 	t.Helper()
 	program := Tool(t, "docker-registry")
 	dir := t.TempDir()
-	config := filepath.Join(dir, "config.yml")
+	file := filepath.Join(dir, "config.yml")
 	text := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: \"127.0.0.1:0\"}\n", filepath.Join(dir, "data"))
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	text += strings.Join(config, "\n")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "serve", config)
+	cmd := exec.Command(program, "serve", file)
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -67,11 +68,13 @@ func DockerRegistry(t testing.TB) string {
 }
 
 // PushOCI copies an image out of an OCI layout ("oci:DIR:TAG") into a
-// plain-HTTP registry, byte for byte, and returns its reference there.
-func PushOCI(t testing.TB, ref, host, repository string) string {
+// plain-HTTP registry, byte for byte, and returns its reference there. Further
+// arguments are options of skopeo copy.
+func PushOCI(t testing.TB, ref, host, repository string, options ...string) string {
 	t.Helper()
 	to := host + "/" + repository
-	Run(t, Tool(t, "skopeo"), "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false", ref, "docker://"+to)
+	args := append([]string{Tool(t, "skopeo"), "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"}, options...)
+	Run(t, append(args, ref, "docker://"+to)...)
 	return to
 }
 

@@ -94,6 +94,7 @@ func ResolveLayout(ctx context.Context, f Fetcher, indexJSON []byte, tag string,
 	if img.Tag = tag; tag == "" || strings.Contains(tag, ":") {
 		img.Tag = found[0].Annotations[ocispec.AnnotationRefName]
 	}
+	img.FullName = found[0].Annotations[AnnotationContainerdName]
 	return img, nil
 }
 

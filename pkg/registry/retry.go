@@ -119,7 +119,7 @@ func (c *client) retryable(err error) bool {
 		return false
 	}
 	for _, kind := range []error{fault.ErrIntegrity, fault.ErrCorrupt, fault.ErrUnsupported, fault.ErrNotFound,
-		fault.ErrUnauthorized, fault.ErrUsage, http.ErrSchemeMismatch} {
+		fault.ErrUnauthorized, fault.ErrUsage} {
 		if errors.Is(err, kind) {
 			return false
 		}
@@ -132,9 +132,6 @@ func (c *client) retryable(err error) bool {
 		return false
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return false
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return false
 	}
 	if _, ok := errors.AsType[tls.AlertError](err); ok {

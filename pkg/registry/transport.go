@@ -104,8 +104,15 @@ func (w *watched) Close() error {
 	return w.ReadCloser.Close()
 }
 
-// cause replaces "context canceled" by why it was.
+// cause replaces "context canceled" by why it was, and the usual mistake's
+// error by one that says what it is.
 func cause(ctx context.Context, err error) error {
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		return finalError{errors.New("the server speaks plain HTTP, not HTTPS")}
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return finalError{errors.New("the server speaks no HTTPS; perhaps plain HTTP")}
+	}
 	if why := context.Cause(ctx); why != nil {
 		return why
 	}
