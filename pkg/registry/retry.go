@@ -134,7 +134,8 @@ func (c *client) retryable(err error) bool {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return false
 	}
-	if _, ok := errors.AsType[tls.AlertError](err); ok {
+	// So will what the other side refuses of our handshake: a TLS alert.
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
 		return false
 	}
 	// A host that never answered is more likely mistyped than restarting.
