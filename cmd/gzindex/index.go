@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/zinfo"
+)
+
+// index makes an index. Neither it nor what --tee writes appears unless the
+// input was good to its end.
+func (c *command) index(ctx context.Context) error {
+	in, err := c.env.Open(c.flags.File)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := c.create(c.flags.Output)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	var tee *output
+	w := io.Discard
+	if c.flags.Tee != "" {
+		name := c.flags.Tee
+		if name == "-" {
+			name = ""
+		}
+		if tee, err = c.create(name); err != nil {
+			return err
+		}
+		defer tee.Close()
+		w = tee
+	}
+
+	_, size, _ := cli.Regular(in)
+	c.progress.Start(c.name(), size)
+	src := &source{ctx: ctx, r: in, seen: c.progress.Set}
+	r := zinfo.NewReader(src, zinfo.Options{
+		SpanSize:  int64(c.flags.SpanSize),
+		Sparse:    c.flags.Sparse,
+		PerMember: c.flags.PerMember,
+	})
+	// A read of stdin may wait for ever, and a signal must end it: then the
+	// process ends without this goroutine.
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.WriteTo(w)
+		done <- err
+	}()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		if tee != nil && tee.failed {
+			return err // of the output, which says so itself
+		}
+		return fmt.Errorf("%s: %w", c.name(), err)
+	}
+	x, err := r.Index()
+	if err != nil {
+		return err
+	}
+	if _, err := x.WriteTo(out); err != nil {
+		return err
+	}
+	c.progress.End()
+	if tee != nil {
+		if err := tee.commit(); err != nil {
+			return err
+		}
+	}
+	return out.commit()
+}
+
+// source counts what is read, and stops at a signal.
+type source struct {
+	ctx  context.Context
+	r    io.Reader
+	n    int64
+	seen func(int64)
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	n, err := s.r.Read(p)
+	s.n += int64(n)
+	s.seen(s.n)
+	return n, err
+}
+
+// output is a file that appears when it is committed, or stdout.
+type output struct {
+	*bufio.Writer
+	file   *cli.Output
+	failed bool
+}
+
+// create starts an output; an empty name is stdout.
+func (c *command) create(name string) (*output, error) {
+	if name == "" {
+		w, err := c.env.BinaryStdout()
+		return &output{Writer: w}, err
+	}
+	f, err := cli.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	return &output{Writer: bufio.NewWriterSize(f, 1<<18), file: f}, nil
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	o.failed = o.failed || err != nil
+	return n, err
+}
+
+func (o *output) commit() error {
+	if err := o.Flush(); err != nil {
+		return err
+	}
+	if o.file != nil {
+		return o.file.Commit()
+	}
+	return nil
+}
+
+// Close drops a file that was not committed.
+func (o *output) Close() error {
+	if o.file != nil {
+		return o.file.Close()
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/zinfo"
+)
+
+const description = `Index a gzip file (any number of members) for random access, in the zinfo format of SOCI and erofs-utils.
+
+The index goes to stdout; FILE may be - for stdin, which is read once, in constant memory. Every checksum in
+FILE is verified on the way. The same program shows an index, verifies it against its file, and reads with it.
+
+  oci-fetch --layer 1 golang:1.26 | gzindex > l1.zinfo
+  gzindex --show l1.zinfo
+  gzindex --verify l1.zinfo l1.tar.gz
+  gzindex --read 512:1MiB --zinfo l1.zinfo l1.tar.gz | head -c 100`
+
+type flags struct {
+	File string `arg:"" optional:"" help:"Gzip file, or - for stdin (the default)."`
+
+	Show   string `xor:"mode" placeholder:"ZINFO" help:"Show an index."`
+	Verify string `xor:"mode" placeholder:"ZINFO" help:"Check each span, window and checksum of FILE against an index."`
+	Read   string `xor:"mode" placeholder:"OFFSET:LENGTH" help:"Write a part of FILE, decompressed, to stdout; without LENGTH up to its end."`
+	Zinfo  string `placeholder:"ZINFO" help:"The index to --read with."`
+
+	Output    string   `short:"o" placeholder:"FILE" help:"Write the index to FILE, which appears when all is well."`
+	SpanSize  cli.Size `default:"4MiB" placeholder:"SIZE" help:"Decompressed bytes between two checkpoints, at least (${default})."`
+	Sparse    bool     `help:"Zero what is not needed of the windows: the index then compresses to a sixth, but is no longer the same as SOCI's."`
+	PerMember bool     `help:"A checkpoint at every member's start, too: erofs-utils cannot read beyond a member."`
+	Tee       string   `placeholder:"FILE" help:"Write the decompressed data to FILE (- is stdout, with -o) while indexing."`
+
+	JSON  bool `name:"json" help:"Show as JSON."`
+	Jobs  int  `short:"j" placeholder:"N" help:"Spans to verify at once (one for each processor)."`
+	Quiet bool `short:"q" help:"Print nothing but errors."`
+}
+
+func run(ctx context.Context, env *cli.Env) error {
+	var f flags
+	if err := cli.Parse(env, &f, description); err != nil {
+		return err
+	}
+	if err := f.check(); err != nil {
+		return err
+	}
+	c := &command{env: env, flags: &f, progress: env.NewProgress(f.Quiet)}
+	defer c.progress.End()
+	switch {
+	case f.Show != "":
+		return c.show()
+	case f.Verify != "":
+		return c.verify(ctx)
+	case f.Read != "":
+		return c.read(ctx)
+	}
+	return c.index(ctx)
+}
+
+// check refuses flags that do not go together, before anything is done.
+func (f *flags) check() error {
+	making := f.Output != "" || f.Tee != "" || f.Sparse || f.PerMember || f.SpanSize != zinfo.DefaultSpanSize
+	mode := "--show"
+	switch {
+	case f.Show != "":
+	case f.Verify != "":
+		mode = "--verify"
+	case f.Read != "":
+		mode = "--read"
+	default:
+		mode = ""
+	}
+	switch {
+	case mode != "" && making:
+		return cli.Usagef("--output, --span-size, --sparse, --per-member and --tee do not go with %s", mode)
+	case mode == "--show" && f.File != "":
+		return cli.Usagef("--show takes an index and no other file")
+	case (mode == "--verify" || mode == "--read") && (f.File == "" || f.File == "-"):
+		return cli.Usagef("%s takes a FILE that can be read at any offset, not stdin", mode)
+	case (mode == "--read") != (f.Zinfo != ""):
+		return cli.Usagef("--read and --zinfo go together")
+	case f.JSON && mode != "--show":
+		return cli.Usagef("--json goes with --show")
+	case f.Jobs != 0 && mode != "--verify":
+		return cli.Usagef("--jobs goes with --verify")
+	case f.Jobs < 0 || f.Jobs > 1024:
+		return cli.Usagef("--jobs %d: 1 to 1024", f.Jobs)
+	case f.SpanSize < 1:
+		return cli.Usagef("--span-size must be at least 1")
+	case f.Sparse && f.SpanSize < zinfo.WindowSize:
+		return cli.Usagef("--sparse takes a --span-size of at least 32KiB")
+	case f.Tee == "-" && (f.Output == "" || f.Output == "-"):
+		return cli.Usagef("--tee - takes stdout: give the index a file with --output")
+	}
+	if f.Output == "-" {
+		f.Output = ""
+	}
+	if f.Jobs == 0 {
+		f.Jobs = runtime.GOMAXPROCS(0)
+	}
+	return nil
+}
+
+// command is one run.
+type command struct {
+	env      *cli.Env
+	flags    *flags
+	progress *cli.Progress
+}
+
+// name is the input's name in messages.
+func (c *command) name() string {
+	if c.flags.File == "" || c.flags.File == "-" {
+		return "stdin"
+	}
+	return c.flags.File
+}
+
+// load reads an index of a blob of that size, or -1.
+func (c *command) load(name string, blobSize int64) (*zinfo.Index, error) {
+	r, err := c.env.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	x, err := zinfo.Load(r, blobSize)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return x, nil
+}
+
+// openBlob opens FILE, to be read at any offset.
+func (c *command) openBlob() (*os.File, int64, error) {
+	f, err := os.Open(c.flags.File)
+	if err != nil {
+		return nil, 0, err
+	}
+	_, size, ok := cli.Regular(f)
+	if !ok {
+		f.Close()
+		return nil, 0, cli.Usagef("%s is not a regular file", c.flags.File)
+	}
+	return f, size, nil
+}
