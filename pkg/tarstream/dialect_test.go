@@ -131,6 +131,14 @@ func TestDialects(t *testing.T) {
 			want:    []string{`- some/prefix/name "x"`},
 		},
 		{
+			name: "GNU magic over times, or over what is no text",
+			archive: hdr{magic: magicGNU, name: "a", raw: map[int]string{345: "14000000001 \x00"}}.block() +
+				hdr{magic: magicGNU, name: "b", raw: map[int]string{345: base256(12, -1) + base256(12, 1<<40)}}.block() +
+				hdr{magic: magicGNU, name: "c", raw: map[int]string{345: "junk\xff"}}.block() +
+				hdr{magic: magicGNU, name: "d", raw: map[int]string{345: "12 34/5"}}.block() + end,
+			want: []string{"- a", "- b", "- c", "- 12 34/5/d"},
+		},
+		{
 			name: "volume label; multi-volume",
 			archive: hdr{magic: magicGNU, name: "backup", typ: 'V'}.block() + hdr{magic: magicGNU, name: "a"}.block() +
 				hdr{magic: magicGNU, name: "b", typ: 'M', size: 7}.block() + end,

@@ -103,7 +103,11 @@ func headerID(what string, f []byte) (uint32, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", what, err)
 	}
-	return toID(what, n)
+	id, err := toID(n)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", what, err)
+	}
+	return id, nil
 }
 
 // classify maps the typeflag to one of the seven types, and settles whether

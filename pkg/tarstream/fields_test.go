@@ -142,7 +142,7 @@ func TestToID(t *testing.T) {
 		n  int64
 		ok bool
 	}{{0, true}, {65536, true}, {1<<32 - 2, true}, {1<<32 - 1, true}, {1 << 32, false}, {-1, false}, {-2, false}} {
-		got, err := toID("uid", tt.n)
+		got, err := toID(tt.n)
 		if (err == nil) != tt.ok || err == nil && int64(got) != tt.n || err != nil && !errors.Is(err, fault.ErrUnsupported) {
 			t.Errorf("%d: %d, %v", tt.n, got, err)
 		}

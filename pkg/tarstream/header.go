@@ -67,26 +67,33 @@ func (b *block) prefix() []byte {
 	case gnu:
 		// GNU has atime and ctime there. Go before 1.8, and so many an old
 		// image layer, put ustar's prefix under GNU's magic: what is no time
-		// but text is taken for that.
-		if p := cstring(b[345:500]); isText(p) && !(isNumber(b[345:357]) && isNumber(b[357:369])) {
+		// but ASCII is taken for that, as Go's own reader does to this day.
+		if isTime(b[345:357]) && isTime(b[357:369]) {
+			return nil
+		}
+		p := cstring(b[345:500])
+		if bytes.IndexFunc(p, func(r rune) bool { return r >= 0x80 }) < 0 {
 			return p
 		}
 	}
 	return nil
 }
 
-func isNumber(f []byte) bool {
-	_, err := parseNumber(f)
-	return err == nil
-}
-
-func isText(s []byte) bool {
-	for _, c := range s {
-		if c < ' ' || c > '~' {
-			return false
+// isTime tells whether a field may be one of GNU's times, which may be left
+// out. It is stricter than parseNumber: the field is nothing but the number.
+func isTime(f []byte) bool {
+	if f[0] == 0 {
+		return true
+	}
+	if f[0]&0x80 == 0 {
+		for _, c := range cstring(bytes.Trim(f, " \x00")) {
+			if !isOctalDigit(c) {
+				return false
+			}
 		}
 	}
-	return true
+	_, err := parseNumber(f)
+	return err == nil
 }
 
 func isOctalDigit(c byte) bool { return '0' <= c && c <= '7' }

@@ -181,13 +181,17 @@ func parseID(r record) (uint32, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s=%q: %w", r.key, r.value, fault.ErrCorrupt)
 	}
-	return toID(string(r.key), n)
+	id, err := toID(n)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", r.key, err)
+	}
+	return id, nil
 }
 
 // toID narrows an id to what Linux has: 32 bits.
-func toID(what string, n int64) (uint32, error) {
+func toID(n int64) (uint32, error) {
 	if n < 0 || n > noID {
-		return 0, fmt.Errorf("%s %d is outside of 32 bits: %w", what, n, fault.ErrUnsupported)
+		return 0, fmt.Errorf("%d is outside of 32 bits: %w", n, fault.ErrUnsupported)
 	}
 	return uint32(n), nil
 }
