@@ -147,7 +147,11 @@ func (f *flags) openForeign(ctx context.Context, x *disk.Index, b *blobs, o disk
 			return nil, err
 		}
 	}
-	return x.JoinForeign(ctx, blob, desc, z, o)
+	name := desc.Digest.String()
+	if b.files != nil {
+		name = b.files[0]
+	}
+	return x.JoinForeign(ctx, name, blob, desc, z, o)
 }
 
 func loadZinfo(name string, blobSize int64) (*zinfo.Index, error) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/cmd/internal/regflags"
+	"github.com/layerpipe/layerpipe/pkg/fault"
 	"github.com/layerpipe/layerpipe/pkg/nbd"
 	"github.com/layerpipe/layerpipe/pkg/spancache"
 )
@@ -59,9 +60,9 @@ func run(ctx context.Context, env *cli.Env) error {
 	defer d.Close()
 	if !d.Verified() {
 		if f.RequireVerified {
-			return fmt.Errorf("%s: there are no digests to verify the layer by, and --require-verified is given", f.name())
+			return fmt.Errorf("%s: --require-verified: there are no digests to verify the layer by: %w", f.name(), fault.ErrIntegrity)
 		}
-		env.Errorf("warning: %s: the layer's data is unverified, apart from gzip's own checksums", f.name())
+		env.Errorf("warning: %s: the layer's data cannot be verified as it is read (but for what gzip's own checksums cover)", f.name())
 	}
 	l, err := listen(f.Listen)
 	if err != nil {

@@ -116,7 +116,7 @@ func openFile(name string) (file, error) {
 	}
 	st, err := f.Stat()
 	if err == nil && st.IsDir() {
-		err = fmt.Errorf("%s is a directory: %w", name, fault.ErrUsage)
+		err = misuse(name + " is a directory")
 	}
 	var size int64
 	if err == nil {
@@ -157,7 +157,7 @@ func checkImage(r io.ReaderAt, size int64) error {
 	}
 	for i, d := range devices[1:] {
 		if d.Uniaddr == 0 || d.Uniaddr > uint64(size/bs) || d.Blocks > uint64(size/bs)-d.Uniaddr {
-			return fmt.Errorf("the data of device %d is not in the image: an index is served with its layers, --index FILE --blob REF: %w", i+1, fault.ErrUsage)
+			return misuse(fmt.Sprintf("the data of device %d is not in the image: it is an index, to be served with its layers", i+1))
 		}
 	}
 	return nil
@@ -202,6 +202,12 @@ func OpenNative(ctx context.Context, blob source.BlobReader, d ocispec.Descripto
 	}
 	return disk, nil
 }
+
+// misuse is a caller's error that says all there is to say.
+type misuse string
+
+func (e misuse) Error() string        { return string(e) }
+func (e misuse) Is(target error) bool { return target == fault.ErrUsage }
 
 // readerAt reads with one context.
 type readerAt struct {

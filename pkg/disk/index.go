@@ -61,7 +61,7 @@ func (x *Index) check() error {
 	}
 	x.devices = x.devices[1:]
 	if len(x.devices) == 0 {
-		return fmt.Errorf("no index: the image has no devices besides itself; serve it as it is: %w", fault.ErrUsage)
+		return misuse("no index: the image has no devices besides itself, and is served as it is")
 	}
 	x.Section, err = seek.Read(x.f, x.f.size)
 	if errors.Is(err, fault.ErrNotFound) {
@@ -152,8 +152,9 @@ func (x *Index) join(d *Disk) error {
 // JoinForeign makes the disk of an index without a seek section and the one
 // layer that it is for. z has the checkpoints of a gzip layer; a plain one
 // needs none. What is read of the layer is not verified but for gzip's own
-// checksums. blob is closed with the disk, or if there is an error.
-func (x *Index) JoinForeign(ctx context.Context, blob source.BlobReader, desc ocispec.Descriptor, z *zinfo.Index, o Options) (_ *Disk, err error) {
+// checksums. name is what errors call the layer. blob is closed with the disk, or
+// if there is an error.
+func (x *Index) JoinForeign(ctx context.Context, name string, blob source.BlobReader, desc ocispec.Descriptor, z *zinfo.Index, o Options) (_ *Disk, err error) {
 	d := &Disk{closers: []io.Closer{x.f, blob}}
 	defer func() {
 		if err != nil {
@@ -165,9 +166,9 @@ func (x *Index) JoinForeign(ctx context.Context, blob source.BlobReader, desc oc
 		return nil, fmt.Errorf("%s is for layer %s, not %s: %w", x.name, slot.Tag, want.Encoded(), fault.ErrIntegrity)
 	}
 	if desc.Size > 0 && blob.Size() != desc.Size {
-		return nil, fmt.Errorf("layer %s: the blob has %d bytes, not %d: %w", desc.Digest, blob.Size(), desc.Size, fault.ErrIntegrity)
+		return nil, fmt.Errorf("layer %s: the blob has %d bytes, not %d: %w", name, blob.Size(), desc.Size, fault.ErrIntegrity)
 	}
-	lazy, err := openForeign(ctx, blob, desc, z, o)
+	lazy, err := openForeign(ctx, name, blob, z, o)
 	if err != nil {
 		return nil, err
 	}
@@ -180,21 +181,20 @@ func (x *Index) JoinForeign(ctx context.Context, blob source.BlobReader, desc oc
 	return d, x.join(d)
 }
 
-func openForeign(ctx context.Context, blob source.BlobReader, desc ocispec.Descriptor, z *zinfo.Index, o Options) (*layer.Lazy, error) {
-	name := desc.Digest.String()
+func openForeign(ctx context.Context, name string, blob source.BlobReader, z *zinfo.Index, o Options) (*layer.Lazy, error) {
 	head := make([]byte, min(6, blob.Size()))
 	if _, err := blob.ReadAtContext(ctx, head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("layer %s: %w", name, err)
 	}
 	switch kind := layer.Sniff(head); {
 	case kind == layer.Gzip && z == nil:
-		return nil, fmt.Errorf("layer %s is compressed, and the index has no seek section: its checkpoints are needed, --zinfo: %w", name, fault.ErrUsage)
+		return nil, misuse(fmt.Sprintf("layer %s is compressed, and the index has no seek section: a zinfo file is needed", name))
 	case kind == layer.Gzip:
 		return layer.OpenZinfo(ctx, blob, z, o.Cache, o.lazy(name))
 	case kind == layer.Plain && z == nil:
 		return layer.OpenRaw(blob, o.Cache, o.lazy(name))
 	case kind == layer.Plain:
-		return nil, fmt.Errorf("layer %s is not compressed: --zinfo does not apply: %w", name, fault.ErrUsage)
+		return nil, misuse(fmt.Sprintf("layer %s is not compressed: a zinfo file is not for it", name))
 	default:
 		return nil, fmt.Errorf("layer %s: %v without a seek section: %w", name, kind, fault.ErrUnsupported)
 	}
