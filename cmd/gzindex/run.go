@@ -30,7 +30,7 @@ type flags struct {
 
 	Output    string   `short:"o" placeholder:"FILE" help:"Write the index to FILE, which appears when all is well."`
 	SpanSize  cli.Size `default:"4MiB" placeholder:"SIZE" help:"Decompressed bytes between two checkpoints, at least (${default})."`
-	Sparse    bool     `help:"Zero what is not needed of the windows: the index then compresses to a sixth, but is no longer the same as SOCI's."`
+	Sparse    bool     `help:"Zero what is not needed of the windows: the index then compresses several times better, but is no longer the same as SOCI's."`
 	PerMember bool     `help:"A checkpoint at every member's start, too: erofs-utils cannot read beyond a member."`
 	Tee       string   `placeholder:"FILE" help:"Write the decompressed data to FILE (- is stdout, with -o) while indexing."`
 
