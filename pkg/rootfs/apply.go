@@ -94,7 +94,8 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 		if e.Type != tarstream.TypeDir {
 			return nil, fmt.Errorf("the root must be a directory: %w", fault.ErrUnsupported)
 		}
-		return nil, t.setAttrs(t.root, e)
+		t.setAttrs(t.root, e)
+		return nil, nil
 	}
 	if len(name) > maxName {
 		return nil, nameTooLong(name)
@@ -103,14 +104,16 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 		if old.inode.IsDir() && e.Type == tarstream.TypeDir {
 			old.layer = t.layer
 			dir.content.children[name] = old
-			return nil, t.setAttrs(old.inode, e)
+			t.setAttrs(old.inode, e)
+			return nil, nil
 		}
 		if old.inode.isWhiteout() && e.Type == tarstream.TypeDir {
 			i, err := t.replaceWhiteout(dir, name)
 			if err != nil {
 				return nil, err
 			}
-			return nil, t.setAttrs(i, e)
+			t.setAttrs(i, e)
+			return nil, nil
 		}
 		t.unlink(dir, name)
 	}
@@ -145,9 +148,7 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 	default:
 		return nil, fmt.Errorf("entry type %q: %w", e.Type, fault.ErrUnsupported)
 	}
-	if err := t.setAttrs(i, e); err != nil {
-		return nil, err
-	}
+	t.setAttrs(i, e)
 	t.link(dir, name, i)
 	if e.Type != tarstream.TypeRegular {
 		return nil, nil
@@ -156,7 +157,7 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 }
 
 // setAttrs sets what an entry of any type has; the newest entry wins in all.
-func (t *Tree) setAttrs(i *Inode, e *tarstream.Entry) error {
+func (t *Tree) setAttrs(i *Inode, e *tarstream.Entry) {
 	i.Mode = i.Mode&ModeType | e.Mode&0o7777
 	i.UID, i.GID = e.UID, e.GID
 	i.Mtime, i.MtimeNsec = e.Mtime, e.MtimeNsec
@@ -167,7 +168,6 @@ func (t *Tree) setAttrs(i *Inode, e *tarstream.Entry) error {
 			t.addOpaque(i)
 		}
 	}
-	return nil
 }
 
 // hardLink gives target's inode another name. Behind the layer's last entry
