@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,7 +62,10 @@ func extractEntry(r *Reader, e *Entry, dir string) error {
 			return &os.PathError{Op: "setxattr " + x.Name, Path: path, Err: err}
 		}
 	}
-	ts := unix.Timespec{Sec: e.Mtime, Nsec: int64(e.MtimeNsec)}
+	ts, err := unix.TimeToTimespec(time.Unix(e.Mtime, int64(e.MtimeNsec)))
+	if err != nil {
+		return err
+	}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 

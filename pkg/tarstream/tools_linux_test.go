@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/layerpipe/layerpipe/internal/fstree"
 	"github.com/layerpipe/layerpipe/internal/interop"
@@ -44,7 +45,8 @@ func sourceTree(t *testing.T) string {
 	must(os.Chmod(file("tmp/x", "x"), 0))
 	must(os.Chmod(at("tmp"), 0o777|os.ModeSticky))
 	must(os.Lchown(file("uid-3000000", "x"), 3000000, 3000001))
-	must(os.Lchown(file("uid-max", "x"), 1<<32-2, 1<<32-2))
+	most := uint32(1<<32 - 2) // a variable, as int may have 32 bits itself
+	must(os.Lchown(file("uid-max", "x"), int(most), int(most)))
 	must(os.Link(at("big"), at("hard")))
 	must(os.Link(at("big"), at("tmp/hard")))
 	must(os.Symlink("big", at("soft")))
@@ -54,8 +56,9 @@ func sourceTree(t *testing.T) string {
 	must(unix.Mknod(at("block-device"), unix.S_IFBLK|0o620, int(unix.Mkdev(4095, 1048575))))
 	mtime := func(name string, sec, nsec int64) {
 		t.Helper()
-		ts := []unix.Timespec{{Sec: sec, Nsec: nsec}, {Sec: sec, Nsec: nsec}}
-		must(unix.UtimesNanoAt(unix.AT_FDCWD, file(name, "x"), ts, 0))
+		ts, err := unix.TimeToTimespec(time.Unix(sec, nsec))
+		must(err)
+		must(unix.UtimesNanoAt(unix.AT_FDCWD, file(name, "x"), []unix.Timespec{ts, ts}, 0))
 	}
 	mtime("mtime-ns", 1700000000, 123456789)
 	mtime("mtime-1960", -300000000, 0)
