@@ -25,6 +25,8 @@ type collector struct {
 	begun bool  // the first span has started
 	spans []seek.Span
 
+	onBlock func() // called for every block of input, before the decoder sees it
+
 	jobs chan pieceJob
 	done chan struct{}
 
@@ -64,14 +66,17 @@ func newCollector(s *stream, in *input) *collector {
 	}
 	in.lend = c.hold
 	if in.cur != nil { // what was sniffed at
-		c.hold(in.cur, 0)
+		c.hold(in.cur)
 	}
 	s.stages.Go(c.hash)
 	return c
 }
 
 // hold keeps a block of the input until it is decided about.
-func (c *collector) hold(b *block, _ int64) {
+func (c *collector) hold(b *block) {
+	if c.onBlock != nil {
+		c.onBlock()
+	}
 	b.retain()
 	c.held = append(c.held, heldBlock{b, b.data()})
 }

@@ -14,7 +14,7 @@ type input struct {
 	off  int64  // in the blob, of the next byte to be read
 	err  error  // sticky; io.EOF at the end
 
-	lend func(b *block, off int64) // called for each new block, if not nil
+	lend func(b *block) // called for each new block, if not nil
 }
 
 // failed reports whether reading failed, as opposed to having ended.
@@ -32,7 +32,7 @@ func (in *input) fill() error {
 		case ok:
 			in.cur, in.rest = b, b.data()
 			if in.lend != nil {
-				in.lend(b, in.off)
+				in.lend(b)
 			}
 		case in.s.ctx.Err() != nil:
 			in.err = context.Cause(in.s.ctx)

@@ -111,7 +111,7 @@ func frames(t testing.TB, b []byte, n int) []byte {
 
 func xzed(t testing.TB, b []byte) []byte {
 	var buf bytes.Buffer
-	w, err := xz.NewWriter(&buf)
+	w, err := xz.WriterConfig{DictCap: 64 << 10}.NewWriter(&buf)
 	if err != nil {
 		t.Fatal(err)
 	}

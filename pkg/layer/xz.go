@@ -3,7 +3,6 @@ package layer
 import (
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/ulikunitz/xz"
 
@@ -11,17 +10,13 @@ import (
 )
 
 func (s *stream) unxz(in *input) error {
-	z, err := xz.NewReader(in)
+	x := newXzReader(in)
+	z, err := xz.NewReader(x)
 	if err == nil {
 		err = s.pump(z)
 	}
-	switch {
-	case err == nil, in.failed():
+	if err == nil || in.failed() || s.ctx.Err() != nil || errors.Is(err, fault.ErrCorrupt) || errors.Is(err, fault.ErrUnsupported) {
 		return err
-	case errors.Is(err, s.ctx.Err()):
-		return err
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("offset %d: xz data is cut short: %w: %w", in.off, fault.ErrCorrupt, err)
 	}
-	return fmt.Errorf("offset %d: %v: %w", in.off, err, fault.ErrCorrupt)
+	return fmt.Errorf("offset %d: xz: %v: %w", in.off, err, fault.ErrCorrupt)
 }

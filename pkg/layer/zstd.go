@@ -55,6 +55,7 @@ type zstdReader struct {
 	frameOut  int64 // where in the output the frame started
 	spanOut   int64 // and the span
 	undecided bool  // whether the frame starts a span
+	err       error // of onBlock
 }
 
 func (s *stream) unzstd(in *input, c *collector) error {
@@ -67,7 +68,20 @@ func (s *stream) unzstd(in *input, c *collector) error {
 		return err
 	}
 	z := &zstdReader{s: s, c: c, frames: frameReader{in: in}, dec: dec}
+	if c != nil {
+		c.onBlock = z.onBlock
+	}
 	return s.pump(z)
+}
+
+// onBlock lets go of input while there is no output: for as long as frames are
+// skipped, or are empty.
+func (z *zstdReader) onBlock() {
+	if !z.open {
+		z.c.decoded(z.frames.before, z.out)
+	} else if z.err == nil {
+		z.err = z.collect()
+	}
 }
 
 func (z *zstdReader) Read(p []byte) (int, error) {
@@ -89,8 +103,11 @@ func (z *zstdReader) Read(p []byte) (int, error) {
 		if err == io.EOF {
 			z.open = false
 		}
-		if err := z.collect(); err != nil {
-			return n, err
+		if z.err == nil {
+			z.err = z.collect()
+		}
+		if z.err != nil {
+			return n, z.err
 		}
 		if n > 0 {
 			return n, nil

@@ -26,6 +26,7 @@ type frameReader struct {
 	in *input
 
 	start   int64 // offset of the frame's magic number
+	before  int64 // no frame that is still to come starts before this offset
 	content int64 // the frame's content size as its header says, or -1
 
 	head []byte // bytes that have been looked at and are to be read yet
@@ -45,7 +46,7 @@ const (
 // one before must have been read to its end. It returns io.EOF at the end.
 func (f *frameReader) next() error {
 	for {
-		f.start = f.in.off
+		f.start, f.before = f.in.off, f.in.off
 		if _, err := f.in.peek(); err != nil {
 			return err
 		}
@@ -172,6 +173,7 @@ func (f *frameReader) discard(n int64) error {
 		k := min(n, int64(len(b)))
 		f.in.skip(int(k))
 		n -= k
+		f.before = f.in.off
 	}
 	return nil
 }
