@@ -40,6 +40,7 @@ type flags struct {
 
 	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or to a new layout oci:DIR."`
 	Jobs    int    `short:"j" default:"3" placeholder:"N" help:"Connections to download with (${default})."`
+	Retries int    `default:"6" placeholder:"N" help:"Failures in a row, without a byte between them, after which to give up (${default})."`
 	Quiet   bool   `short:"q" help:"Print nothing but errors."`
 	Verbose bool   `short:"v" help:"Say what is done."`
 
@@ -59,6 +60,9 @@ func run(ctx context.Context, env *cli.Env) error {
 	if f.Jobs < 1 || f.Jobs > 64 {
 		return cli.Usagef("--jobs %d: 1 to 64", f.Jobs)
 	}
+	if f.Retries < 1 {
+		return cli.Usagef("--retries %d: at least 1", f.Retries)
+	}
 	o, err := f.Options(env)
 	if err != nil {
 		return err
@@ -68,7 +72,7 @@ func run(ctx context.Context, env *cli.Env) error {
 	if !f.Quiet {
 		o.Notify = func(line string) { c.progress.Line(env.Name + ": " + line) }
 	}
-	o.Concurrency = f.Jobs
+	o.Concurrency, o.Retries = f.Jobs, f.Retries
 	if c.platform, err = f.Target(); err != nil {
 		return err
 	}
@@ -135,7 +139,15 @@ func (c *command) output(binary bool, write func(io.Writer) error) error {
 	case strings.HasPrefix(name, "oci:"):
 		return cli.Usagef("--output %s: a layout holds a whole image", name)
 	case name != "-" && name != "":
-		return cli.WriteFile(name, write)
+		f, err := cli.Create(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := write(f); err != nil {
+			return err
+		}
+		return f.Commit()
 	case !binary:
 		return write(c.env.Stdout)
 	}

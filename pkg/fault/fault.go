@@ -6,7 +6,10 @@
 //	fmt.Errorf("layer %s: got %s: %w", want, got, fault.ErrIntegrity)
 package fault
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 var (
 	// ErrUnauthorized: the registry refused the credentials, or wanted some.
@@ -23,3 +26,14 @@ var (
 	// ErrUsage: the caller asked for something that makes no sense.
 	ErrUsage = errors.New("usage")
 )
+
+// Usagef makes an ErrUsage whose text is only what it says: unlike the other
+// kinds, this one's name would not help who reads the message.
+func Usagef(format string, args ...any) error {
+	return usageError(fmt.Sprintf(format, args...))
+}
+
+type usageError string
+
+func (e usageError) Error() string        { return string(e) }
+func (e usageError) Is(target error) bool { return target == ErrUsage }

@@ -65,7 +65,7 @@ func ResolveLayout(ctx context.Context, f Fetcher, indexJSON []byte, tag string,
 	case len(found) == 0:
 		return nil, fmt.Errorf("index.json lists no image %q, only %s: %w", clip(tag), list(names), fault.ErrNotFound)
 	case len(found) > 1 && tag == "" && len(names) > 1:
-		return nil, fmt.Errorf("index.json lists %d images, name one of %s: %w", len(names), list(names), fault.ErrUsage)
+		return nil, fault.Usagef("index.json lists %d images, name one of %s", len(names), list(names))
 	}
 	var img *Image
 	if len(found) == 1 {

@@ -1,7 +1,6 @@
 package ociimage
 
 import (
-	"fmt"
 	"runtime"
 	"slices"
 	"strconv"
@@ -28,7 +27,7 @@ func ParsePlatform(s string) (*ocispec.Platform, error) {
 		})
 	}
 	if bad {
-		return nil, fmt.Errorf("platform %q is not os/arch[/variant]: %w", clip(s), fault.ErrUsage)
+		return nil, fault.Usagef("platform %q is not os/arch[/variant]", clip(s))
 	}
 	p := normalize(ocispec.Platform{OS: parts[0], Architecture: parts[1], Variant: append(parts, "")[2]})
 	return &p, nil

@@ -43,18 +43,21 @@ func TestAhead(t *testing.T) {
 	list, data := w.addLayers(1, piece-1, piece, piece+1, 3*piece+5, 17)
 	list = append(list, list[1], w.config)
 	data = append(data, data[1], nil)
-	for name, inject := range map[string]func(){
-		"quiet": func() {},
-		"cuts": func() {
+	for _, tt := range []struct {
+		name   string
+		inject func()
+	}{
+		{"quiet", func() {}},
+		{"cuts", func() {
 			var n atomic.Int64
 			w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool { return testregistry.Blobs(req) && n.Add(1)%3 == 0 }, Serve: testregistry.Cut(1000)})
-		},
-		"no ranges": w.NoRanges,
+		}},
+		{"no ranges", w.NoRanges}, // the last one: it stays
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tt.name, func(t *testing.T) {
 			w.ClearFaults()
 			w.Reset()
-			inject()
+			tt.inject()
 			a := w.open(t).Ahead(t.Context(), list, 3)
 			defer a.Close()
 			for i, d := range list[:7] {
@@ -66,7 +69,7 @@ func TestAhead(t *testing.T) {
 			for _, d := range list[:7] {
 				total += d.Size
 			}
-			if got := w.TotalServed(); name == "quiet" && got > total+w.config.Size {
+			if got := w.TotalServed(); tt.name == "quiet" && got > total+w.config.Size {
 				t.Errorf("%d bytes served for %d", got, total)
 			}
 		})

@@ -107,7 +107,7 @@ func (b *BlobAt) noRanges() error {
 // is before the end of the blob. What breaks is tried again where it broke.
 func (b *BlobAt) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("%s: read at %d: %w", b.what, off, fault.ErrUsage)
+		return 0, fault.Usagef("%s: read at %d", b.what, off)
 	}
 	if off >= b.size {
 		return 0, io.EOF

@@ -33,7 +33,7 @@ func ParseReference(s string) (Reference, error) {
 		if len(s) > 80 {
 			s = s[:80] + "..."
 		}
-		return Reference{}, fmt.Errorf("reference %q: %s: %w", s, why, fault.ErrUsage)
+		return Reference{}, fault.Usagef("reference %q: %s", s, why)
 	}
 	if len(s) > maxReference {
 		return bad("too long")

@@ -27,12 +27,12 @@ func newTransport(o *Options) (*http.Transport, error) {
 			conf.RootCAs = x509.NewCertPool()
 		}
 		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in it: %w", o.CAFile, fault.ErrUsage)
+			return nil, fault.Usagef("%s: no certificate in it", o.CAFile)
 		}
 	}
 	if o.CertFile != "" || o.KeyFile != "" {
 		if o.CertFile == "" || o.KeyFile == "" {
-			return nil, fmt.Errorf("a client certificate needs its key, and a key its certificate: %w", fault.ErrUsage)
+			return nil, fault.Usagef("a client certificate needs its key, and a key its certificate")
 		}
 		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
 		if err != nil {
@@ -107,11 +107,11 @@ func (w *watched) Close() error {
 // cause replaces "context canceled" by why it was, and the usual mistake's
 // error by one that says what it is.
 func cause(ctx context.Context, err error) error {
-	if errors.Is(err, http.ErrSchemeMismatch) {
-		return finalError{errors.New("the server speaks plain HTTP, not HTTPS")}
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return finalError{errors.New("the server speaks no HTTPS; perhaps plain HTTP")}
+	if rec, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		if string(rec.RecordHeader[:]) == "HTTP/" {
+			return finalError{errors.New("the server speaks plain HTTP, not HTTPS")}
+		}
+		return finalError{errors.New("the server does not speak HTTPS")}
 	}
 	if why := context.Cause(ctx); why != nil {
 		return why

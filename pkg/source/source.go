@@ -80,7 +80,7 @@ func IsLocal(ref string) bool {
 // no tag, whatever is in it.
 func splitTag(s string) (path, tag string, err error) {
 	if s == "" {
-		return "", "", fmt.Errorf("no path: %w", fault.ErrUsage)
+		return "", "", fault.Usagef("no path")
 	}
 	if _, err := os.Stat(s); err == nil {
 		return s, "", nil
