@@ -1,0 +1,208 @@
+package zinfo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+func TestReaderAt(t *testing.T) {
+	data := sample(3_000_000, 7)
+	for name, in := range files(t, data) {
+		t.Run(name, func(t *testing.T) {
+			x := build(t, in, Options{SpanSize: 200_000, Sparse: true})
+			loaded, err := Load(bytes.NewReader(encode(t, x)), -1) // knows no sizes
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range []*Index{x, loaded} {
+				r := NewReaderAt(bytes.NewReader(in), x)
+				var wg sync.WaitGroup
+				for g := range uint64(12) { // more than are kept
+					wg.Go(func() {
+						rnd := rand.New(rand.NewPCG(g, 1))
+						p := make([]byte, 50_000)
+						for range 20 {
+							n := rnd.IntN(len(p))
+							off := rnd.IntN(len(data) + 1000)
+							got, err := r.ReadAt(p[:n], int64(off))
+							want := data[min(off, len(data)):min(off+n, len(data))]
+							if !bytes.Equal(p[:got], want) {
+								t.Errorf("%d bytes at %d: got %d, or they differ", n, off, got)
+							}
+							if short := len(want) < n; (err == io.EOF) != short && !(n == 0 && err != nil) || err != nil && err != io.EOF {
+								t.Errorf("%d bytes at %d: %v", n, off, err)
+							}
+						}
+					})
+				}
+				wg.Wait()
+				if len(r.idle) > maxIdle {
+					t.Errorf("%d decoders kept", len(r.idle))
+				}
+				// In sequence, in odd pieces.
+				all, err := io.ReadAll(io.NewSectionReader(r, 0, 1<<40))
+				if err != nil || !bytes.Equal(all, data) {
+					t.Errorf("in sequence: %d bytes, %v", len(all), err)
+				}
+			}
+		})
+	}
+}
+
+// countingReaderAt counts the bytes that are read of a blob.
+type countingReaderAt struct {
+	r io.ReaderAt
+	n int64
+}
+
+func (c *countingReaderAt) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.r.ReadAt(p, off)
+	c.n += int64(n)
+	return n, err
+}
+
+// Reading in sequence inflates nothing twice, and reads allocate nothing.
+func TestReaderAtEconomy(t *testing.T) {
+	data := sample(3_000_000, 8)
+	in := member(t, data, "", 0)
+	x := build(t, in, Options{SpanSize: 1_000_000})
+	blob := &countingReaderAt{r: bytes.NewReader(in)}
+	r := NewReaderAt(blob, x)
+	p := make([]byte, 1000)
+	// Two clients taking turns, each in sequence.
+	for off := 0; off < 1_500_000; off += len(p) {
+		for _, at := range []int{off, off + 1_500_000} {
+			if _, err := r.ReadAt(p, int64(at)); err != nil || !bytes.Equal(p, data[at:at+len(p)]) {
+				t.Fatalf("at %d: %v", at, err)
+			}
+		}
+	}
+	if limit := int64(len(in)) * 2; blob.n > limit {
+		t.Errorf("read %d bytes of a blob of %d", blob.n, len(in))
+	}
+	rnd := rand.New(rand.NewPCG(1, 1))
+	if n := testing.AllocsPerRun(50, func() {
+		if _, err := r.ReadAt(p, rnd.Int64N(int64(len(data)-len(p)))); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 0 {
+		t.Errorf("ReadAt: %v allocations", n)
+	}
+	from, to, begin, end := x.Range(1)
+	dst := make([]byte, end-begin)
+	if n := testing.AllocsPerRun(20, func() {
+		if err := x.DecodeSpan(1, in[from:to], dst); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 0.5 { // a pool may be emptied by the garbage collector
+		t.Errorf("DecodeSpan: %v allocations", n)
+	}
+}
+
+func TestReaderAtErrors(t *testing.T) {
+	data := sample(1_000_000, 9)
+	in := member(t, data, "", 0)
+	x := build(t, in, Options{SpanSize: 100_000})
+	p := make([]byte, 1000)
+	r := NewReaderAt(bytes.NewReader(in), x)
+	if _, err := r.ReadAt(p, -1); !errors.Is(err, fault.ErrUsage) {
+		t.Errorf("negative offset: %v", err)
+	}
+	r = NewReaderAt(bytes.NewReader(in[:len(in)/2]), x)
+	if _, err := r.ReadAt(p, 900_000); !errors.Is(err, fault.ErrCorrupt) {
+		t.Errorf("half a blob: %v", err)
+	}
+	broken := errors.New("broken")
+	r = NewReaderAt(brokenReaderAt{broken}, x)
+	for range 3 {
+		if _, err := r.ReadAt(p, 500_000); !errors.Is(err, broken) {
+			t.Errorf("a broken blob: %v", err)
+		}
+	}
+	short := *x
+	short.Size += 5
+	r = NewReaderAt(bytes.NewReader(in), &short)
+	if n, err := r.ReadAt(p, int64(len(data))-10); n != 10 || !errors.Is(err, fault.ErrCorrupt) {
+		t.Errorf("less data than the index says: %d, %v", n, err)
+	}
+}
+
+type brokenReaderAt struct{ err error }
+
+func (r brokenReaderAt) ReadAt([]byte, int64) (int, error) { return 0, r.err }
+
+// Verify notices whatever is wrong with an index or its blob.
+func TestVerify(t *testing.T) {
+	data := sample(2_000_000, 10)
+	in := split(t, data, 900_000)
+	good := build(t, in, Options{SpanSize: 200_000})
+	// A member ends in a span that it did not begin in: only Verify can know
+	// its checksum.
+	trailer := 0
+	for i := range in[:len(in)-10] {
+		if trailer == 0 && i > 20 && bytes.Equal(in[i:i+10], in[:10]) {
+			trailer = i - 8
+		}
+	}
+	for _, c := range []struct {
+		name string
+		edit func(x *Index, in []byte)
+		kind error
+		want string
+	}{
+		{"nothing", func(x *Index, in []byte) {}, nil, ""},
+		{"checksum", func(x *Index, in []byte) { in[trailer]++ }, fault.ErrIntegrity, fmt.Sprintf("offset %d: checksum is", trailer)},
+		{"size", func(x *Index, in []byte) { in[trailer+4]++ }, fault.ErrIntegrity, fmt.Sprintf("offset %d: size is", trailer+4)},
+		{"window", func(x *Index, in []byte) { x.Points[3].Window[9]++ }, fault.ErrCorrupt, "window of point 3"},
+		{"in", func(x *Index, in []byte) { x.Points[3].In++ }, fault.ErrCorrupt, "point 3 ("},
+		{"out", func(x *Index, in []byte) { x.Points[3].Out++ }, fault.ErrCorrupt, "point 3 ("},
+		{"bits", func(x *Index, in []byte) { x.Points[3].Bits ^= 1 }, fault.ErrCorrupt, "point 3 ("},
+		{"size of all", func(x *Index, in []byte) { x.Size++ }, fault.ErrCorrupt, "the data ends at"},
+		{"last trailer", func(x *Index, in []byte) { in[len(in)-1]++ }, fault.ErrIntegrity, "size is"},
+	} {
+		for _, workers := range []int{1, 3} {
+			t.Run(fmt.Sprint(c.name, workers), func(t *testing.T) {
+				x := *good
+				x.Points = nil
+				for _, p := range good.Points {
+					p.Window = bytes.Clone(p.Window)
+					x.Points = append(x.Points, p)
+				}
+				in := bytes.Clone(in)
+				c.edit(&x, in)
+				n, err := x.Verify(t.Context(), bytes.NewReader(in), workers, nil)
+				if !errors.Is(err, c.kind) || err != nil && !strings.Contains(err.Error(), c.want) {
+					t.Fatalf("%v, want %q", err, c.want)
+				}
+				if err == nil && n != int64(len(data)) {
+					t.Fatalf("%d bytes", n)
+				}
+			})
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := good.Verify(ctx, bytes.NewReader(in), 2, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestCombine(t *testing.T) {
+	data := sample(100_000, 11)
+	for _, n := range []int{0, 1, 2, 100, 65_537, len(data)} {
+		a, b := crc32.ChecksumIEEE(data[:n]), crc32.ChecksumIEEE(data[n:])
+		if got, want := combine(a, b, int64(len(data)-n)), crc32.ChecksumIEEE(data); got != want {
+			t.Errorf("at %d: %08x, want %08x", n, got, want)
+		}
+	}
+}
