@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +30,10 @@ func DockerRegistry(t testing.TB, config ...string) string {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, "serve", file)
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	// Variables that begin like this override the configuration; one of them,
+	// REGISTRY_AUTH_FILE, means quite another thing to clients.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "REGISTRY_") })
+	cmd.Env = append(cmd.Env, "OTEL_TRACES_EXPORTER=none")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
