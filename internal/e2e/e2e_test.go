@@ -154,6 +154,19 @@ func (s *nbdServer) said() string {
 	return s.stderr.String()
 }
 
+// says waits for the server to write something to stderr that contains want: a
+// reply may overtake the line about it.
+func (s *nbdServer) says(t testing.TB, want string) {
+	t.Helper()
+	for range 1000 {
+		if strings.Contains(s.said(), want) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("erofs-nbd does not say %q; it said: %q", want, s.said())
+}
+
 // serve runs erofs-nbd on a socket of the test's until the test ends. It must
 // then end in good order.
 func serve(t testing.TB, args ...string) *nbdServer {

@@ -43,10 +43,13 @@ var mediaTypes = map[Compression]string{
 	ZstdFrames: ocispec.MediaTypeImageLayerZstd,
 }
 
-// A Layer is what to put into one layer: Write fills a tar.
+// A Layer is what to put into one layer.
 type Layer struct {
-	Write       func(*Builder)
+	Write       func(*Builder) // fills a tar
 	Compression Compression
+	// File, if set, is the blob as it is, of type MediaType; there is no tar
+	// then.
+	File, MediaType string
 }
 
 // Options chooses what Golang makes; the zero value is the whole image with
@@ -203,6 +206,9 @@ func Build(dir string, layers []Layer) (*Image, error) {
 // addLayer streams a layer's tar through its compressor into the layout.
 func (im *Image) addLayer(l Layer) (ocispec.Descriptor, digest.Digest, error) {
 	none := ocispec.Descriptor{}
+	if l.File != "" {
+		return im.addFile(l)
+	}
 	f, err := os.CreateTemp(im.Dir, "layer-*")
 	if err != nil {
 		return none, "", err
@@ -222,6 +228,16 @@ func (im *Image) addLayer(l Layer) (ocispec.Descriptor, digest.Digest, error) {
 	}
 	desc := ocispec.Descriptor{MediaType: mediaTypes[l.Compression], Digest: blob.digest(), Size: blob.n}
 	return desc, plain.digest(), os.Rename(f.Name(), im.path(desc.Digest))
+}
+
+// addFile copies a layer's blob into the layout.
+func (im *Image) addFile(l Layer) (ocispec.Descriptor, digest.Digest, error) {
+	data, err := os.ReadFile(l.File)
+	if err != nil {
+		return ocispec.Descriptor{}, "", err
+	}
+	desc := ocispec.Descriptor{MediaType: l.MediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	return desc, desc.Digest, os.WriteFile(im.path(desc.Digest), data, 0o644)
 }
 
 func (im *Image) addJSON(mediaType string, v any) (ocispec.Descriptor, error) {
