@@ -32,7 +32,7 @@ func sums(name string, n int64) [][32]byte {
 func sparseWindow(seed uint64) Window {
 	r := rand.New(rand.NewPCG(seed, 7))
 	w := make([]byte, WindowSize)
-	for i := 0; i < len(w); i += 1 + r.IntN(300) {
+	for i := 0; i < len(w); i += 1 + r.IntN(5000) {
 		for n := r.IntN(20); n > 0 && i < len(w); n-- {
 			w[i] = byte(r.IntN(256))
 			i++
