@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
@@ -58,7 +59,7 @@ func (d *dump) check(ctx context.Context) error {
 	case n == 0:
 		fmt.Fprintf(d.out, "sound: %d inodes, %d directories, %d entries", seen.Inodes, seen.Directories, seen.Entries)
 		if d.flags.Data {
-			fmt.Fprintf(d.out, ", %s of contents read", people(seen.Bytes))
+			fmt.Fprintf(d.out, ", %s of contents read", cli.Size(seen.Bytes))
 		}
 		fmt.Fprintln(d.out)
 	}

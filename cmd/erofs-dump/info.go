@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -167,7 +168,7 @@ func (d *dump) printInfo(i *imageInfo) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(d.out, "%-15s %s\n", name+":", fmt.Sprintf(format, args...))
 	}
-	row("image", "%s, %d blocks of %d bytes", people(int64(s.Blocks)*s.BlockSize), s.Blocks, s.BlockSize)
+	row("image", "%s, %d blocks of %d bytes", cli.Size(int64(s.Blocks)*s.BlockSize), s.Blocks, s.BlockSize)
 	row("uuid", "%s", s.UUID)
 	if s.Label != "" {
 		row("label", "%s", quoteName(s.Label))
@@ -197,7 +198,7 @@ func (d *dump) printInfo(i *imageInfo) {
 		if !v.Present {
 			at += ", not at hand"
 		}
-		row(fmt.Sprintf("device %d", v.Number), "%s%s  %s", people(v.Size), at, quoteName(v.Tag))
+		row(fmt.Sprintf("device %d", v.Number), "%s%s  %s", cli.Size(v.Size), at, quoteName(v.Tag))
 	}
 	d.printSeek(i.Seek, row)
 	d.printStatistics(&i.Statistics, row)
@@ -216,22 +217,9 @@ func (d *dump) printSeek(s *seekInfo, row func(name, format string, args ...any)
 		row("  manifest", "%s", s.Manifest)
 	}
 	for i, l := range s.Layers {
-		row(fmt.Sprintf("  layer %d", i), "%s of %s (%s uncompressed), %d spans, %d digests", people(l.BlobSize), l.Kind, people(l.Size), l.Spans, l.Digests)
+		row(fmt.Sprintf("  layer %d", i), "%s of %s (%s uncompressed), %d spans, %d digests", cli.Size(l.BlobSize), l.Kind, cli.Size(l.Size), l.Spans, l.Digests)
 		row("", "  %s", l.Digest)
 	}
-}
-
-// people is a size for people, decimal units as on a disk's label.
-func people(n int64) string {
-	const units = "kMGTPE"
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, u := float64(n)/1000, 0
-	for v >= 999.95 && u < len(units)-1 {
-		v, u = v/1000, u+1
-	}
-	return fmt.Sprintf("%.1f %cB", v, units[u])
 }
 
 func or(s, empty string) string {

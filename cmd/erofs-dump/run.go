@@ -220,7 +220,7 @@ func (d *dump) locate() error {
 // looks at its beginning.
 func (d *dump) binary() (*bufio.Writer, error) {
 	if d.flags.Cat && cli.IsTerminal(d.env.Stdout) {
-		f, err := d.fsys.OpenNid(d.nid)
+		f, err := d.openFile()
 		if err != nil {
 			return nil, err
 		}
@@ -261,11 +261,23 @@ func (m missing) Is(target error) bool { return target == fault.ErrNotFound }
 
 // cat writes a file's contents.
 func (d *dump) cat(ctx context.Context) error {
-	f, err := d.fsys.OpenNid(d.nid)
+	f, err := d.openFile()
 	if err != nil {
 		return err
 	}
 	return copyFile(ctx, d.out, f)
+}
+
+// openFile opens the file asked for, under the name it was asked for by.
+func (d *dump) openFile() (*erofs.File, error) {
+	if d.path == "" {
+		return d.fsys.OpenNid(d.nid)
+	}
+	f, err := d.fsys.Open(d.path)
+	if err != nil {
+		return nil, err
+	}
+	return f.(*erofs.File), nil
 }
 
 // copyFile copies until the context ends.

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 )
 
@@ -115,7 +117,7 @@ func (d *dump) printStat(e *entry) {
 		row("path", "%s", quoteName(e.Path))
 	}
 	i := e.Detail
-	row("nid", "%d (ino %d), %d bytes at offset %#x", e.Nid, i.Ino, i.Size, i.Offset)
+	row("nid", "%d (ino %d), %d bytes at %d", e.Nid, i.Ino, i.Size, i.Offset)
 	row("type", "%s", e.Type)
 	if e.Target != "" {
 		row("target", "%s", quoteName(e.Target))
@@ -126,7 +128,7 @@ func (d *dump) printStat(e *entry) {
 	row("mode", "%s (%s)", e.Mode, modeString(e))
 	row("owner", "%d:%d", e.UID, e.GID)
 	row("links", "%d", e.Nlink)
-	row("size", "%d (%s)", e.Size, people(e.Size))
+	row("size", "%d (%s)", e.Size, cli.Size(e.Size))
 	row("mtime", "%s", e.Mtime.Format(time.RFC3339Nano))
 	row("layout", "%s", i.Layout)
 	for _, x := range i.Xattrs {
@@ -137,7 +139,7 @@ func (d *dump) printStat(e *entry) {
 		row("xattr", "%s = %s (%d bytes)", quoteName(x.Name), value, x.Size)
 	}
 	for _, x := range i.Extents {
-		where := fmt.Sprintf("%d bytes at %#x", x.AddrLen, x.Addr)
+		where := fmt.Sprintf("%d bytes at %d", x.AddrLen, x.Addr)
 		if x.Device > 0 {
 			where += fmt.Sprintf(" of device %d", x.Device)
 		}
@@ -147,7 +149,7 @@ func (d *dump) printStat(e *entry) {
 		case "encoded", "encoded-inline":
 			where = x.Algorithm + ", " + where
 		}
-		row("extent", "%10d %10d  %-8s %s", x.Offset, x.Length, x.Kind, where)
+		row("extent", "%s", strings.TrimRight(fmt.Sprintf("%10d %10d  %-8s %s", x.Offset, x.Length, x.Kind, where), " "))
 	}
 	if i.Withheld > 0 {
 		row("extents", "%d more", i.Withheld)

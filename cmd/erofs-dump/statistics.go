@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 )
@@ -92,17 +93,24 @@ func (d *dump) printStatistics(s *statistics, row func(name, format string, args
 		}
 		return strings.Join(parts, ", ")
 	}
-	row("tree", "%s; %d names", counts(s.Types), s.Names)
-	row("file sizes", "%s", people(s.FileBytes))
-	row("inodes", "%d compact, %d extended; %d with xattrs (%s)", s.Compact, s.Extended, s.WithXattr, people(s.XattrArea))
+	types := make(map[string]int)
+	for name, n := range s.Types {
+		if n != 1 {
+			name = strings.Replace(name+"s", "ys", "ies", 1)
+		}
+		types[name] = n
+	}
+	row("tree", "%s; %d names", counts(types), s.Names)
+	row("file sizes", "%s", cli.Size(s.FileBytes))
+	row("forms", "%d compact, %d extended; %d with xattrs (%s)", s.Compact, s.Extended, s.WithXattr, cli.Size(s.XattrArea))
 	row("layouts", "%s", counts(s.Layouts))
 	if s.Decoded > 0 {
-		row("compressed", "%s in %s (%.1f%%)", people(s.Decoded), people(s.Encoded), 100*float64(s.Encoded)/float64(s.Decoded))
+		row("compressed", "%s in %s (%.1f%%)", cli.Size(s.Decoded), cli.Size(s.Encoded), 100*float64(s.Encoded)/float64(s.Decoded))
 	}
 	if s.Fragments > 0 {
-		row("fragments", "%s", people(s.Fragments))
+		row("fragments", "%s", cli.Size(s.Fragments))
 	}
 	if s.Holes > 0 {
-		row("holes", "%s", people(s.Holes))
+		row("holes", "%s", cli.Size(s.Holes))
 	}
 }
