@@ -5,6 +5,8 @@
 package ociimage
 
 import (
+	"strings"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -65,12 +67,9 @@ func IsManifest(mediaType string) bool {
 // IsForeign reports whether a layer may be absent from the registry and be
 // found under its descriptor's URLs instead.
 func IsForeign(mediaType string) bool {
-	switch mediaType {
-	case MediaTypeDockerForeignLayer,
-		ocispec.MediaTypeImageLayerNonDistributable,     //nolint:staticcheck // deprecated, yet published
-		ocispec.MediaTypeImageLayerNonDistributableGzip, //nolint:staticcheck
-		ocispec.MediaTypeImageLayerNonDistributableZstd: //nolint:staticcheck
-		return true
-	}
-	return false
+	return mediaType == MediaTypeDockerForeignLayer || strings.HasPrefix(mediaType, foreignPrefix)
 }
+
+// foreignPrefix begins OCI's media types of such layers. The image-spec has
+// deprecated them; they are published all the same.
+const foreignPrefix = "application/vnd.oci.image.layer.nondistributable.v1.tar"

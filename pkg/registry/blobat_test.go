@@ -274,7 +274,7 @@ func TestForeign(t *testing.T) {
 	}))
 	defer other.Close()
 	d := ocispec.Descriptor{
-		MediaType: ocispec.MediaTypeImageLayerNonDistributableGzip, //nolint:staticcheck // it is what is tested
+		MediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
 		Digest:    digest.FromBytes(data), Size: int64(len(data)),
 		URLs: []string{"http://" + w.host + "/plain", "ftp://x/y", other.URL + "/right"},
 	}

@@ -1,0 +1,102 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/layerpipe/layerpipe/internal/testregistry"
+)
+
+// TestSoak has random faults at every request. What arrives is right, or the
+// download fails cleanly; it is never wrong. SOAK=1m makes it run that long.
+func TestSoak(t *testing.T) {
+	length := time.Second
+	if s := os.Getenv("SOAK"); s != "" {
+		var err error
+		if length, err = time.ParseDuration(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWorld(t)
+	tokens := w.Bearer(&testregistry.Tokens{User: user, Password: password})
+	layers, data := w.addLayers(10_000, 5_000_000, 70_000, 1)
+	faults := []func(http.ResponseWriter, *http.Request, http.Handler){
+		testregistry.Status(500), testregistry.Status(503), testregistry.Status(429), testregistry.Status(404), testregistry.Status(416),
+		testregistry.Cut(0), testregistry.Cut(1), testregistry.Cut(5000), testregistry.Cut(40_000), testregistry.Flip(0), testregistry.Flip(3333),
+		testregistry.Header(func(h http.Header) { h.Set("Content-Range", "bytes 1-2/3") }),
+		testregistry.Header(func(h http.Header) { h.Set("Content-Encoding", "gzip") }),
+		chunked, other([]byte("nonsense"), false), other(nil, true),
+		func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+			req.Header.Del("Range")
+			next.ServeHTTP(rw, req)
+		},
+		func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+			req.Header.Set("Range", "bytes=1-100")
+			next.ServeHTTP(rw, req)
+		},
+		func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+			tokens.Revoke()
+			next.ServeHTTP(rw, req)
+		},
+		func(rw http.ResponseWriter, req *http.Request, _ http.Handler) {
+			http.Redirect(rw, req, req.URL.Path+"?again", http.StatusFound)
+		},
+	}
+	var mu sync.Mutex
+	rnd := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	f := w.Inject(&testregistry.Fault{Serve: func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+		mu.Lock()
+		serve, hit := faults[rnd.IntN(len(faults))], rnd.IntN(3) == 0
+		mu.Unlock()
+		if hit {
+			serve(rw, req, next)
+			return
+		}
+		next.ServeHTTP(rw, req)
+	}})
+	right, failed := 0, 0
+	// On a slow machine it goes on until it has seen both outcomes.
+	for end := time.Now().Add(length); time.Now().Before(end) || right == 0 || failed == 0; {
+		r := w.open(t, withLogin)
+		a := r.Ahead(t.Context(), layers, 3)
+		for i, d := range layers {
+			var b []byte
+			var err error
+			if (i+right)%2 == 0 {
+				b, err = readAhead(a, d)
+			} else {
+				b, err = readBlob(r, d)
+			}
+			switch {
+			case err != nil:
+				failed++
+				noSecret(t, err.Error())
+			case !bytes.Equal(b, data[i]):
+				t.Fatalf("layer %d: %d bytes came as good and are wrong", i, len(b))
+			default:
+				right++
+			}
+			at, err := r.BlobAt(context.Background(), d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A random read is not verified, but it is complete or an error.
+			p := make([]byte, 100)
+			if n, err := at.ReadAtContext(context.Background(), p, d.Size/2); err == nil && n != len(p) || err == io.EOF && int64(n) != d.Size-d.Size/2 {
+				t.Fatalf("layer %d: %d bytes, %v", i, n, err)
+			}
+		}
+		a.Close()
+		r.Close()
+	}
+	noSecret(t, fmt.Sprint(w.said()))
+	t.Logf("%d blobs right, %d failed, %d requests", right, failed, f.Delivered())
+}
