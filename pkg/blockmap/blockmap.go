@@ -21,6 +21,12 @@ type ReaderAtContext interface {
 	Size() int64 // bytes
 }
 
+// Ready is implemented by sources that can tell whether bytes are at hand:
+// ReadReady fills p if that needs no waiting, and reports whether it did.
+type Ready interface {
+	ReadReady(p []byte, off int64) bool
+}
+
 // A Segment is one source's place in the address space. What the source does
 // not fill reads as zeros.
 type Segment struct {
@@ -122,6 +128,29 @@ func (m *Map) split(p []byte, off int64) []part {
 		}
 	}
 	return parts
+}
+
+// ReadReady implements Ready, for reads within one segment.
+func (m *Map) ReadReady(p []byte, off int64) bool {
+	i := sort.Search(len(m.ends), func(i int) bool { return m.ends[i] > off })
+	if off < 0 || i == len(m.ends) || int64(len(p)) > m.ends[i]-off {
+		return false
+	}
+	s := &m.segs[i]
+	off -= m.ends[i] - s.Size
+	if s.Source == nil {
+		clear(p)
+		return true
+	}
+	data := max(0, min(int64(len(p)), s.Source.Size()-off))
+	if data > 0 {
+		r, ok := s.Source.(Ready)
+		if !ok || !r.ReadReady(p[:data], off) {
+			return false
+		}
+	}
+	clear(p[data:])
+	return true
 }
 
 func (t part) read(ctx context.Context) (int, error) {

@@ -21,6 +21,12 @@ func (m mem) ReadAtContext(_ context.Context, p []byte, off int64) (int, error) 
 	return bytes.NewReader(m).ReadAt(p, off)
 }
 
+// ReadReady says no now and then, as a cache does.
+func (m mem) ReadReady(p []byte, off int64) bool {
+	n, _ := bytes.NewReader(m).ReadAt(p, off)
+	return n == len(p) && off%3 != 0
+}
+
 // TestFlat compares random maps with the flat bytes they stand for.
 func TestFlat(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -31,6 +37,7 @@ func TestFlat(t *testing.T) {
 		}
 		return b
 	}
+	readies := 0
 	for round := range 300 {
 		var segs []Segment
 		var flat []byte
@@ -59,11 +66,20 @@ func TestFlat(t *testing.T) {
 			if len(got) == 0 {
 				wantErr = nil // io.ReaderAt leaves this open
 			}
+			if ready := append([]byte{1}, got...)[1:]; m.ReadReady(ready, off) {
+				readies++
+				if wantErr != nil || !bytes.Equal(ready, want) {
+					t.Fatalf("round %d: %d bytes at %d of %d were ready, and wrong", round, len(got), off, len(flat))
+				}
+			}
 			n, err := m.ReadAtContext(t.Context(), got, off)
 			if n != wantN || err != wantErr || !bytes.Equal(got[:n], want[:n]) {
 				t.Fatalf("round %d: %d bytes at %d of %d: got %d, %v, want %d, %v", round, len(got), off, len(flat), n, err, wantN, wantErr)
 			}
 		}
+	}
+	if readies == 0 {
+		t.Error("nothing was ever ready")
 	}
 }
 

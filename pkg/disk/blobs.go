@@ -43,12 +43,12 @@ func OpenBlob(name string) (source.BlobReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return blobFile{file{f.File, f.size}, io.NewSectionReader(f, 0, f.size)}, nil
+	return blobFile{f, io.NewSectionReader(f, 0, f.size)}, nil
 }
 
 // blobFile is a file that does not grow while it is read.
 type blobFile struct {
-	file
+	*file
 	section *io.SectionReader
 }
 

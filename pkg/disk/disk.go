@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -50,6 +51,12 @@ type Disk struct {
 }
 
 var _ blockmap.ReaderAtContext = (*Disk)(nil)
+
+// ReadReady fills p if that needs no waiting, and reports whether it did.
+func (d *Disk) ReadReady(p []byte, off int64) bool {
+	r, ok := d.ReaderAtContext.(blockmap.Ready)
+	return ok && r.ReadReady(p, off)
+}
 
 // Verified reports whether every byte that comes from a layer is verified
 // against a digest before it is given out. That is so for a local image, which
@@ -96,23 +103,25 @@ func (d *Disk) add(l *layer.Lazy) {
 // file is a local file as a ReaderAtContext.
 type file struct {
 	*os.File
-	size int64
+	fd      uintptr
+	size    int64
+	unready atomic.Bool // the filesystem cannot tell what is in memory
 }
 
-func (f file) Size() int64 { return f.size }
+func (f *file) Size() int64 { return f.size }
 
-func (f file) ReadAtContext(_ context.Context, p []byte, off int64) (int, error) {
+func (f *file) ReadAtContext(_ context.Context, p []byte, off int64) (int, error) {
 	return f.ReadAt(p, off)
 }
 
 // openFile opens a regular file or a block device.
-func openFile(name string) (file, error) {
+func openFile(name string) (*file, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			err = fmt.Errorf("%w: %w", err, fault.ErrNotFound)
 		}
-		return file{}, err
+		return nil, err
 	}
 	st, err := f.Stat()
 	if err == nil && st.IsDir() {
@@ -124,9 +133,9 @@ func openFile(name string) (file, error) {
 	}
 	if err != nil {
 		f.Close()
-		return file{}, err
+		return nil, err
 	}
-	return file{f, size}, nil
+	return &file{File: f, fd: f.Fd(), size: size}, nil
 }
 
 // OpenImage opens a local EROFS image, which has to be complete: an index

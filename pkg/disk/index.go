@@ -24,7 +24,7 @@ type Index struct {
 	// as in mkfs.erofs's indexes.
 	Section *seek.Section
 
-	f       file
+	f       *file
 	name    string
 	block   int64 // block size in bytes
 	devices []erofs.Device

@@ -9,6 +9,14 @@ import (
 // cacheStep is how much of a CACHE request is read at a time.
 const cacheStep = 1 << 20
 
+// Reads of bytes that are at hand are done by the goroutine that receives
+// requests up to maxReady bytes, or maxReadyAlone where nothing else is asked
+// for. Longer ones are better spread over processors.
+const (
+	maxReady      = 64 << 10
+	maxReadyAlone = 512 << 10
+)
+
 // A task is a request with what its reply may use: a slot, and memory.
 type task struct {
 	request
@@ -39,31 +47,42 @@ func (c *conn) bufferNeed(t *task) int {
 
 // acquire waits until a reply may be made. Everything that is sent holds a
 // slot and memory until it is written, errors included: a client that asks
-// and never reads is stopped here.
+// and never reads is stopped here. What is queued is written before waiting,
+// since it holds what is waited for.
 func (c *conn) acquire(ctx context.Context, t *task) error {
 	select {
 	case c.slots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	default:
+		c.flush(ctx)
+		select {
+		case c.slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	t.class = bufferClass(c.bufferNeed(t))
 	t.room = bufferSize(t.class)
-	if err := c.mem.take(ctx, t.room); err != nil {
-		return err
+	if !c.mem.try(t.room) {
+		c.flush(ctx)
+		if err := c.mem.take(ctx, t.room); err != nil {
+			return err
+		}
 	}
 	shared := &c.srv.state.shared
-	var err error
 	switch {
 	case c.reserve.try(t.room):
 		t.source = &c.reserve
-	case t.room > connReserve:
-		t.source, err = shared, shared.take(ctx, t.room)
+		return nil
 	case shared.try(t.room):
 		t.source = shared
+		return nil
+	case t.room > connReserve:
+		t.source = shared
 	default:
-		t.source, err = &c.reserve, c.reserve.take(ctx, t.room)
+		t.source = &c.reserve
 	}
-	return err
+	c.flush(ctx)
+	return t.source.take(ctx, t.room)
 }
 
 // release undoes acquire.
@@ -126,13 +145,35 @@ func (c *conn) deviceFailed(ctx context.Context, off int64, length int, err erro
 	}
 }
 
+// readReady answers a read whose bytes are at hand, or returns nil.
+func (c *conn) readReady(t *task) *reply {
+	if c.ready == nil || t.Type != cmdRead {
+		return nil
+	}
+	alone := c.br.Buffered() == 0 && c.running.Load() == 0
+	if t.Length > maxReadyAlone || t.Length > maxReady && !alone {
+		return nil
+	}
+	buf := getBuffer(t.class)
+	if !c.ready.ReadReady(buf.b[headRoom:headRoom+int(t.Length)], int64(t.Offset)) {
+		buf.put()
+		return nil
+	}
+	return c.data(t, buf)
+}
+
 func (c *conn) read(ctx context.Context, t *task) *reply {
 	buf := getBuffer(t.class)
-	n := int(t.Length)
-	if err := c.readDevice(ctx, buf.b[headRoom:headRoom+n], int64(t.Offset)); err != nil {
+	if err := c.readDevice(ctx, buf.b[headRoom:headRoom+int(t.Length)], int64(t.Offset)); err != nil {
 		buf.put()
 		return c.failed(t, errIO)
 	}
+	return c.data(t, buf)
+}
+
+// data puts the header in front of what was read.
+func (c *conn) data(t *task, buf *buffer) *reply {
+	n := int(t.Length)
 	c.srv.state.reads.Add(1)
 	c.srv.state.bytes.Add(int64(n))
 	var head []byte

@@ -16,6 +16,8 @@ const (
 	// readerSize holds a whole queue of requests, so that one system call
 	// fetches what a busy client has sent.
 	readerSize = 8 << 10
+	// unixBuffer is asked for, in bytes; the system may grant less.
+	unixBuffer = 1 << 20
 	// connReserve is what each connection may hold in memory, whatever the
 	// others do: more than the kernel's longest read (1280 KiB).
 	connReserve = 2 << 20
@@ -23,9 +25,9 @@ const (
 	connMemory = 2 * MaxRead
 )
 
-// A conn is one client. One goroutine reads its requests; workers, started as
-// they are needed, carry them out; whoever finishes one writes what replies
-// have gathered (see reply.go).
+// A conn is one client. One goroutine receives its requests and answers those
+// whose answer is at hand; workers, started as they are needed, carry out the
+// others. Whoever has a reply writes what replies have gathered (see reply.go).
 type conn struct {
 	srv *Server
 	br  *bufio.Reader
@@ -42,6 +44,7 @@ type conn struct {
 	metaExport           *Export
 	export               *Export
 	allocation           bool // base:allocation was set for export
+	ready                ReadyDevice
 
 	slots    chan struct{} // one for each request in flight
 	mem      budget        // connMemory
@@ -100,6 +103,11 @@ func (c *conn) serve(ctx context.Context) error {
 	err := c.negotiate(ctx)
 	if err == nil {
 		c.setDeadline(time.Time{})
+		if u, ok := c.nc.(*net.UnixConn); ok {
+			// By default not even one of nbdcopy's reads fits. TCP grows its
+			// own buffers unless one interferes.
+			u.SetWriteBuffer(unixBuffer)
+		}
 		err = c.transmit(work)
 		close(c.work)
 		c.wg.Wait()
@@ -145,10 +153,11 @@ func (c *conn) abandon() {
 	c.nc.Close()
 }
 
-// transmit reads requests until the client leaves or breaks the protocol.
+// transmit receives requests until the client leaves or breaks the protocol.
 func (c *conn) transmit(ctx context.Context) error {
-	for {
-		r, err := c.readRequest()
+	defer c.flush(ctx)
+	for !c.stopping.Load() {
+		r, err := c.readRequest(ctx)
 		if err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil // without DISC; what is in flight is still answered
 		}
@@ -163,6 +172,7 @@ func (c *conn) transmit(ctx context.Context) error {
 			if n > maxDrain {
 				return protocolErrorf("command %d with %d bytes of payload", r.Type, n)
 			}
+			c.flush(ctx)
 			if _, err := c.br.Discard(int(n)); err != nil {
 				return err
 			}
@@ -172,39 +182,44 @@ func (c *conn) transmit(ctx context.Context) error {
 			return nil // the outbox knows why
 		}
 		if errno != 0 {
-			c.send(ctx, c.failed(&t, errno))
-			continue
+			c.post(ctx, c.failed(&t, errno))
+		} else if r := c.readReady(&t); r != nil {
+			c.post(ctx, r)
+		} else {
+			c.dispatch(ctx, t)
 		}
-		c.running.Add(1)
-		c.work <- t // has room: there are as many slots
-		if c.inflight.Add(1) > c.workers {
-			c.workers++
-			c.wg.Go(func() { c.worker(ctx) })
-		}
-		if c.stopping.Load() {
-			return nil
-		}
+	}
+	return nil
+}
+
+// dispatch hands a task to a worker.
+func (c *conn) dispatch(ctx context.Context, t task) {
+	c.running.Add(1)
+	c.work <- t // has room: there are as many slots
+	if c.inflight.Add(1) > c.workers {
+		c.workers++
+		c.wg.Go(func() { c.worker(ctx) })
 	}
 }
 
 // readRequest reads one request header. io.EOF means that the client left
 // between requests.
-func (c *conn) readRequest() (request, error) {
-	var r request
-	want := uint32(magicRequest)
+func (c *conn) readRequest(ctx context.Context) (r request, err error) {
+	want, n := uint32(magicRequest), requestLen
 	if c.extended {
-		want = magicRequestExt
-		var b [requestExtLen]byte
-		if _, err := io.ReadFull(c.br, b[:]); err != nil {
-			return r, err
-		}
+		want, n = magicRequestExt, requestExtLen
+	}
+	if c.br.Buffered() < n {
+		c.flush(ctx) // there may be nothing to come before the client has it
+	}
+	var b [requestExtLen]byte
+	if _, err := io.ReadFull(c.br, b[:n]); err != nil {
+		return r, err
+	}
+	if c.extended {
 		r = decodeRequestExt(&b)
 	} else {
-		var b [requestLen]byte
-		if _, err := io.ReadFull(c.br, b[:]); err != nil {
-			return r, err
-		}
-		r = decodeRequest(&b)
+		r = decodeRequest((*[requestLen]byte)(b[:]))
 	}
 	if r.Magic != want {
 		return r, protocolErrorf("bad request magic %#x", r.Magic)

@@ -216,6 +216,7 @@ func (c *conn) info(opt uint32, data []byte) (done bool, err error) {
 // choose ends the handshake with an export.
 func (c *conn) choose(e *Export) {
 	c.export = e
+	c.ready, _ = e.Device.(ReadyDevice)
 	c.allocation = c.metaExport == e // contexts hold for the export they were set for
 }
 

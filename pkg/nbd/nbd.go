@@ -40,6 +40,15 @@ type ExtentDevice interface {
 	Extents(ctx context.Context, off, length int64, limit int) ([]Extent, error)
 }
 
+// A ReadyDevice can tell whether bytes are at hand. Short reads of such bytes
+// are answered without handing them to another goroutine.
+type ReadyDevice interface {
+	Device
+	// ReadReady fills p from offset off if that needs no waiting, for a disk, a
+	// network or much computation, and reports whether it did.
+	ReadReady(p []byte, off int64) bool
+}
+
 // A CachingDevice has its own way to bring a range near (NBD_CMD_CACHE). Of
 // other devices, the range is read and dropped.
 type CachingDevice interface {

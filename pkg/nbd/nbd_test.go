@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -591,6 +592,63 @@ func TestDeviceErrors(t *testing.T) {
 		}
 		if err := <-heard; err != io.ErrUnexpectedEOF {
 			t.Errorf("heard %v", err)
+		}
+	}
+}
+
+// ready has the first half of its bytes at hand.
+type ready struct {
+	mem
+	hits, misses atomic.Int64
+}
+
+func (r *ready) ReadReady(p []byte, off int64) bool {
+	if off+int64(len(p)) > int64(len(r.mem)/2) {
+		return false
+	}
+	r.hits.Add(1)
+	copy(p, r.mem[off:])
+	return true
+}
+
+func (r *ready) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	r.misses.Add(1)
+	return r.mem.ReadAtContext(ctx, p, off)
+}
+
+// TestReady: what is at hand and what is not, mixed, with as many slots as to
+// make queued replies wait for each other, and with one.
+func TestReady(t *testing.T) {
+	for _, slots := range []int{1, 2, 64} {
+		dev := &ready{mem: pattern(2 << 20)}
+		path := listen(t, &Server{Exports: []Export{{Device: dev}}, MaxRequests: slots})
+		for _, m := range []mode{simple, structured, extended} {
+			c := connect(t, path, m)
+			rng := rand.New(rand.NewPCG(uint64(m), 1))
+			for range 4 {
+				asked := map[uint64]request{}
+				var b []byte
+				for i := range uint64(50) {
+					off := rng.IntN(len(dev.mem))
+					r := request{Type: cmdRead, Cookie: i, Offset: uint64(off), Length: uint64(1 + rng.IntN(min(len(dev.mem)-off, 100000)))}
+					asked[i] = r
+					b = c.appendRequest(b, r)
+				}
+				c.send(b)
+				for len(asked) > 0 {
+					a := c.anyAnswer(asked)
+					r := asked[a.Cookie]
+					delete(asked, a.Cookie)
+					if want := dev.mem[r.Offset:][:r.Length]; !bytes.Equal(a.Data, want) {
+						t.Fatalf("%d bytes at %d: wrong data", r.Length, r.Offset)
+					}
+				}
+			}
+			c.check(dev.mem, 0, maxReadyAlone)
+			c.check(dev.mem, 0, len(dev.mem))
+		}
+		if dev.hits.Load() == 0 || dev.misses.Load() == 0 {
+			t.Errorf("%d hits, %d misses", dev.hits.Load(), dev.misses.Load())
 		}
 	}
 }

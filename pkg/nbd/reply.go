@@ -58,20 +58,32 @@ func (o *outbox) failure() error {
 
 // send queues a reply, and writes whatever is queued unless someone does.
 func (c *conn) send(ctx context.Context, r *reply) {
+	c.post(ctx, r)
+	c.flush(ctx)
+}
+
+// post queues a reply for the next flush, which has to follow.
+func (c *conn) post(ctx context.Context, r *reply) {
 	o := &c.out
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	if ctx.Err() != nil {
-		o.mu.Unlock()
 		c.drop(r)
 		return
 	}
 	o.pending = append(o.pending, r)
+}
+
+// flush writes whatever is queued; if someone is writing, then that one does.
+func (c *conn) flush(ctx context.Context) {
+	o := &c.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if o.writing {
-		o.mu.Unlock()
 		return
 	}
 	o.writing = true
-	for {
+	for len(o.pending) > 0 {
 		if c.running.Load() > 0 {
 			// Others may be about to finish: their replies share our write.
 			o.mu.Unlock()
@@ -98,12 +110,8 @@ func (c *conn) send(ctx context.Context, r *reply) {
 		if err != nil && o.err == nil {
 			o.err = err
 		}
-		if len(o.pending) == 0 {
-			o.writing = false
-			o.mu.Unlock()
-			return
-		}
 	}
+	o.writing = false
 }
 
 // drop gives back what a reply held.
