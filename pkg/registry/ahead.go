@@ -13,16 +13,22 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/ociimage"
 )
 
-// pieceSize is what one request of an Ahead asks for: enough to make the round
-// trip before it not matter, and little enough that several fit into memory.
-const pieceSize = 4 << 20
+// A piece is what one request of an Ahead asks for: large enough to make the
+// round trip before it not matter, where that fits into the memory for all.
+const (
+	aheadMemory = 32 << 20
+	maxPiece    = 4 << 20
+	minPiece    = 512 << 10
+)
 
 // An Ahead downloads blobs that will be asked for in a known order, over
 // several connections: pieces of the current blob, and of those behind it,
-// arrive in memory while the current one is read. What is in memory is bounded
-// by twice as many pieces as there are connections.
+// arrive in memory while the current one is read. There are at most twice as
+// many pieces in memory as there are connections, 32 MiB of them up to 32
+// connections.
 type Ahead struct {
 	r      *Repository
+	piece  int64 // bytes
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 	window chan struct{} // a place for each piece in memory
@@ -77,6 +83,7 @@ func (r *Repository) Ahead(ctx context.Context, list []ocispec.Descriptor, conne
 	ctx, cancel := context.WithCancelCause(ctx)
 	a := &Ahead{
 		r: r, cancel: cancel,
+		piece:  min(maxPiece, max(minPiece, aheadMemory/int64(2*connections))),
 		window: make(chan struct{}, 2*connections),
 		free:   make(chan []byte, 2*connections),
 		todo:   make(chan *piece),
@@ -96,7 +103,7 @@ func (r *Repository) Ahead(ctx context.Context, list []ocispec.Descriptor, conne
 	a.wg.Go(func() {
 		defer close(a.todo)
 		for _, b := range blobs {
-			for off := int64(0); off < b.d.Size; off += pieceSize {
+			for off := int64(0); off < b.d.Size; off += a.piece {
 				select {
 				case a.window <- struct{}{}:
 				case <-ctx.Done():
@@ -119,7 +126,7 @@ func (r *Repository) Ahead(ctx context.Context, list []ocispec.Descriptor, conne
 // fetch gets one piece.
 func (a *Ahead) fetch(ctx context.Context, p *piece) {
 	defer close(p.done)
-	size := min(pieceSize, p.blob.d.Size-p.off)
+	size := min(a.piece, p.blob.d.Size-p.off)
 	var buf []byte
 	select {
 	case buf = <-a.free:
@@ -135,7 +142,7 @@ func (a *Ahead) fetch(ctx context.Context, p *piece) {
 // release gives a piece's place and buffer to the next one.
 func (a *Ahead) release(p *piece) {
 	p.blob.forget(p)
-	if cap(p.data) == pieceSize {
+	if int64(cap(p.data)) == a.piece {
 		select {
 		case a.free <- p.data:
 		default:

@@ -38,7 +38,7 @@ func readAhead(a *Ahead, d ocispec.Descriptor) ([]byte, error) {
 }
 
 func TestAhead(t *testing.T) {
-	const piece = pieceSize
+	const piece = maxPiece
 	w := newWorld(t)
 	list, data := w.addLayers(1, piece-1, piece, piece+1, 3*piece+5, 17)
 	list = append(list, list[1], w.config)
@@ -60,6 +60,9 @@ func TestAhead(t *testing.T) {
 			tt.inject()
 			a := w.open(t).Ahead(t.Context(), list, 3)
 			defer a.Close()
+			if a.piece != piece {
+				t.Errorf("pieces of %d bytes: the layers' sizes test no edges", a.piece)
+			}
 			for i, d := range list[:7] {
 				if b, err := readAhead(a, d); err != nil || !bytes.Equal(b, data[i]) {
 					t.Errorf("layer %d: %d bytes, %v, want %d", i, len(b), err, len(data[i]))
@@ -80,9 +83,9 @@ func TestAhead(t *testing.T) {
 // end; the others are as they were.
 func TestAheadErrors(t *testing.T) {
 	w := newWorld(t)
-	list, data := w.addLayers(1000, 2000, pieceSize+10, 3000)
+	list, data := w.addLayers(1000, 2000, maxPiece+10, 3000)
 	bad := append([]byte(nil), data[2]...)
-	bad[pieceSize+3] ^= 1
+	bad[maxPiece+3] ^= 1
 	w.PutBlob("test/app", list[2].Digest, bad)
 	missing := list[1]
 	missing.Digest = "sha256:" + missing.Digest[7+2:] + "00"
@@ -105,7 +108,7 @@ func TestAheadErrors(t *testing.T) {
 // TestAheadClose gives up in the middle: nothing hangs, nothing goes on.
 func TestAheadClose(t *testing.T) {
 	w := newWorld(t)
-	list, data := w.addLayers(5*pieceSize, 5*pieceSize)
+	list, data := w.addLayers(5*maxPiece, 5*maxPiece)
 	w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool {
 		return testregistry.Blobs(req) && req.Header.Get("Range") != "bytes=0-4194303"
 	}, Serve: testregistry.Stall(10)})
@@ -114,8 +117,8 @@ func TestAheadClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := make([]byte, pieceSize)
-	if _, err := io.ReadFull(r, p); err != nil || !bytes.Equal(p, data[0][:pieceSize]) {
+	p := make([]byte, maxPiece)
+	if _, err := io.ReadFull(r, p); err != nil || !bytes.Equal(p, data[0][:maxPiece]) {
 		t.Error(err)
 	}
 	r.Close()

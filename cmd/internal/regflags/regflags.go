@@ -17,15 +17,16 @@ import (
 
 // Flags is to be embedded in a command's flags.
 type Flags struct {
-	Platform      string `placeholder:"OS/ARCH" help:"Which image of several, like linux/arm64/v8 (default: linux on this machine's architecture)."`
-	PlainHTTP     bool   `name:"plain-http" help:"Speak HTTP to the registry, not HTTPS."`
-	Insecure      bool   `help:"Take any certificate of the registry's."`
-	CAFile        string `name:"ca-file" placeholder:"FILE" help:"Certificates to trust besides the system's."`
-	CertFile      string `placeholder:"FILE" help:"Client certificate."`
-	KeyFile       string `placeholder:"FILE" help:"Its key."`
-	AuthFile      string `name:"authfile" placeholder:"FILE" help:"Credentials: docker's config.json or podman's auth.json (default: where those are)."`
-	Username      string `short:"u" placeholder:"NAME" help:"Name at the registry; the password comes from --password-stdin or $LAYERPIPE_PASSWORD."`
-	PasswordStdin bool   `help:"Read the password from stdin."`
+	Platform      string   `placeholder:"OS/ARCH" help:"Which image of several, like linux/arm64/v8 (default: linux on this machine's architecture)."`
+	PlainHTTP     bool     `name:"plain-http" help:"Speak HTTP to the registry, not HTTPS."`
+	Insecure      bool     `help:"Take any certificate of the registry's."`
+	CAFile        string   `name:"ca-file" placeholder:"FILE" help:"Certificates to trust besides the system's."`
+	CertFile      string   `placeholder:"FILE" help:"Client certificate."`
+	KeyFile       string   `placeholder:"FILE" help:"Its key."`
+	AuthFile      string   `name:"authfile" placeholder:"FILE" help:"Credentials: docker's config.json or podman's auth.json (default: where those are)."`
+	TokenServer   []string `placeholder:"HOST" help:"A host that may give out tokens although its address is internal and the registry's is not."`
+	Username      string   `short:"u" placeholder:"NAME" help:"Name at the registry; the password comes from --password-stdin or $LAYERPIPE_PASSWORD."`
+	PasswordStdin bool     `help:"Read the password from stdin."`
 }
 
 // PasswordVariable is the environment's way to give a password. There is no
@@ -38,14 +39,15 @@ const maxPassword = 64 << 10
 // Options are the options for source.Open.
 func (f *Flags) Options(env *cli.Env) (source.Options, error) {
 	o := source.Options{
-		PlainHTTP: f.PlainHTTP,
-		Insecure:  f.Insecure,
-		CAFile:    f.CAFile,
-		CertFile:  f.CertFile,
-		KeyFile:   f.KeyFile,
-		AuthFile:  f.AuthFile,
-		Username:  f.Username,
-		UserAgent: strings.ReplaceAll(cli.Version(), " ", "/"),
+		PlainHTTP:    f.PlainHTTP,
+		Insecure:     f.Insecure,
+		CAFile:       f.CAFile,
+		CertFile:     f.CertFile,
+		KeyFile:      f.KeyFile,
+		AuthFile:     f.AuthFile,
+		Username:     f.Username,
+		TokenServers: f.TokenServer,
+		UserAgent:    strings.ReplaceAll(cli.Version(), " ", "/"),
 	}
 	switch {
 	case (f.CertFile == "") != (f.KeyFile == ""):

@@ -1,0 +1,115 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/ociimage"
+)
+
+// maxReferrerPages bounds what a registry can make us ask for.
+const maxReferrerPages = 16
+
+// Referrers lists what is attached to a manifest: indexes, signatures. With an
+// artifact type, only what is of it. Registries without the API for it (OCI
+// distribution-spec 1.1) keep the list under a tag made of the digest.
+func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
+	if err := ociimage.CheckDigest(subject); err != nil {
+		return nil, err
+	}
+	u := r.c.url("referrers", subject.String())
+	if artifactType != "" {
+		u.RawQuery = url.Values{"artifactType": {artifactType}}.Encode()
+	}
+	var list []ocispec.Descriptor
+	for page := 0; u != nil; page++ {
+		if page == maxReferrerPages {
+			return nil, fmt.Errorf("%s: referrers of %s: over %d pages: %w", r.name, subject, maxReferrerPages, fault.ErrCorrupt)
+		}
+		x, next, err := r.referrersPage(ctx, u, "referrers of "+subject.String())
+		if errors.Is(err, fault.ErrNotFound) && page == 0 {
+			x, err = r.referrersTag(ctx, subject)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", r.name, err)
+		}
+		list = append(list, x...)
+		u = next
+	}
+	// A registry need not have filtered.
+	return slices.DeleteFunc(list, func(d ocispec.Descriptor) bool {
+		return artifactType != "" && d.ArtifactType != artifactType
+	}), nil
+}
+
+// referrersPage gets one answer, and where the next one is.
+func (r *Repository) referrersPage(ctx context.Context, u *url.URL, what string) (list []ocispec.Descriptor, next *url.URL, err error) {
+	retry := retrier{c: r.c}
+	for {
+		list, next, err = r.referrersOnce(ctx, u, what)
+		if err == nil {
+			return list, next, nil
+		}
+		if err := retry.again(ctx, err); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+func (r *Repository) referrersOnce(ctx context.Context, u *url.URL, what string) ([]ocispec.Descriptor, *url.URL, error) {
+	resp, err := r.c.get(ctx, http.MethodGet, u, http.Header{"Accept": {ocispec.MediaTypeImageIndex}}, what)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, ociimage.MaxManifestSize+1))
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	doc, err := ociimage.Parse(resp.Header.Get("Content-Type"), b)
+	if err != nil || doc.Index == nil {
+		return nil, nil, fmt.Errorf("%s: not an index: %w", what, fault.ErrCorrupt)
+	}
+	return doc.Index.Manifests, nextPage(u, resp.Header.Get("Link")), nil
+}
+
+// nextPage reads `<address>; rel="next"` (RFC 8288); the address must be the
+// registry's own.
+func nextPage(u *url.URL, link string) *url.URL {
+	target, params, ok := strings.Cut(strings.TrimPrefix(link, "<"), ">")
+	if !ok || !strings.HasPrefix(link, "<") || !strings.Contains(params, `rel="next"`) && !strings.Contains(params, "rel=next") {
+		return nil
+	}
+	next, err := u.Parse(target)
+	if err != nil || !sameOrigin(u, next) {
+		return nil
+	}
+	return next
+}
+
+// referrersTag is the list under its tag; there is none if nothing is attached.
+func (r *Repository) referrersTag(ctx context.Context, subject digest.Digest) ([]ocispec.Descriptor, error) {
+	tag := subject.Algorithm().String() + "-" + subject.Encoded()
+	d, b, err := r.manifest(ctx, tag[:min(len(tag), 128)], ocispec.Descriptor{})
+	if errors.Is(err, fault.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	doc, err := ociimage.Parse(d.MediaType, b)
+	if err != nil || doc.Index == nil {
+		return nil, fmt.Errorf("tag %s: not an index: %w", tag, fault.ErrCorrupt)
+	}
+	return doc.Index.Manifests, nil
+}

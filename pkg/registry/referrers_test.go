@@ -1,0 +1,63 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerpipe/layerpipe/internal/testregistry"
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+func TestReferrers(t *testing.T) {
+	w := newWorld(t)
+	attach := func(kind string) ocispec.Descriptor {
+		m := manifestOf(w.config, w.layer)
+		m.ArtifactType, m.Subject = kind, &w.manifest
+		d := w.AddManifest("test/app", "", ocispec.MediaTypeImageManifest, m)
+		d.ArtifactType = kind
+		return d
+	}
+	index, signature := attach("application/vnd.index"), attach("application/vnd.signature")
+	look := func(how, kind string, want ...ocispec.Descriptor) {
+		t.Helper()
+		list, err := w.open(t).Referrers(t.Context(), w.manifest.Digest, kind)
+		if err != nil || len(list) != len(want) {
+			t.Errorf("%s: %+v, %v", how, list, err)
+			return
+		}
+		for _, d := range want {
+			if !strings.Contains(fmt.Sprint(list), d.Digest.String()) {
+				t.Errorf("%s: no %s in %+v", how, d.ArtifactType, list)
+			}
+		}
+	}
+	look("API", "", index, signature)
+	look("API, filtered", "application/vnd.index", index)
+
+	f := w.Inject(&testregistry.Fault{Match: testregistry.Path("/referrers/"), Serve: testregistry.Status(404)})
+	look("no API, no tag", "")
+	x := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{index, signature}}
+	w.AddManifest("test/app", strings.Replace(w.manifest.Digest.String(), ":", "-", 1), ocispec.MediaTypeImageIndex, x)
+	look("tag", "", index, signature)
+	look("tag, filtered", "application/vnd.signature", signature)
+	if f.Delivered() != 3 {
+		t.Errorf("%d requests without the API", f.Delivered())
+	}
+
+	// Pages without end.
+	w.ClearFaults()
+	w.Inject(&testregistry.Fault{Match: testregistry.Path("/referrers/"), Serve: testregistry.Header(func(h http.Header) {
+		h.Set("Link", `</v2/test/app/referrers/`+w.manifest.Digest.String()+`?n=1>; rel="next"`)
+	})})
+	if _, err := w.open(t).Referrers(t.Context(), w.manifest.Digest, ""); !errors.Is(err, fault.ErrCorrupt) {
+		t.Errorf("endless pages: %v", err)
+	}
+	if _, err := w.open(t).Referrers(t.Context(), "sha256:../x", ""); !errors.Is(err, fault.ErrCorrupt) {
+		t.Errorf("bad digest: %v", err)
+	}
+}
