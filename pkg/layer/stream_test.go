@@ -407,3 +407,31 @@ func trailer(raw []byte) []byte {
 	b := binary.LittleEndian.AppendUint32(nil, crc32.ChecksumIEEE(raw))
 	return binary.LittleEndian.AppendUint32(b, uint32(len(raw)))
 }
+
+// A block's header asks for a dictionary of 1.5 GiB: refused before it is made.
+func TestXzDictionary(t *testing.T) {
+	b := xzed(t, text(1000, 1))
+	at := bytes.Index(b, []byte{xzLZMA2, 1})
+	if at < 0 {
+		t.Fatal("no filter found")
+	}
+	for size, want := range map[byte]error{40: fault.ErrUnsupported, 37: fault.ErrUnsupported, 31: fault.ErrUnsupported, 41: fault.ErrCorrupt} {
+		b[at+2] = size
+		if err := readAll(bytes.NewReader(b), Options{}); !errors.Is(err, want) {
+			t.Errorf("size %d: %v", size, err)
+		}
+	}
+	b[at] = 0x04 // a BCJ filter
+	if err := readAll(bytes.NewReader(b), Options{}); !errors.Is(err, fault.ErrUnsupported) {
+		t.Errorf("another filter: %v", err)
+	}
+}
+
+// A frame that needs more memory than zstd(1) would give it.
+func TestZstdWindow(t *testing.T) {
+	// No single segment, no content size; window descriptor 2^(10+19) = 512 MiB.
+	b := []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 19 << 3, 1, 0, 0}
+	if err := readAll(bytes.NewReader(b), Options{Seek: true}); !errors.Is(err, fault.ErrUnsupported) {
+		t.Error(err)
+	}
+}
