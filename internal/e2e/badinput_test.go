@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 )
@@ -125,16 +126,16 @@ func TestBadInput(t *testing.T) {
 
 // TestClosedPipe ends quietly when the reader of the output goes, as head does.
 func TestClosedPipe(t *testing.T) {
+	head := interop.Tool(t, "head")
 	im := testimage.New(t, testimage.Small)
-	dir := t.TempDir()
-	out := filepath.Join(dir, "image")
+	out := filepath.Join(t.TempDir(), "image")
 	must(t, []string{tool("oci-fetch"), im.Ref()}, whole(out))
 	for name, command := range map[string][]string{
 		"oci-fetch":  {tool("oci-fetch"), im.Ref()},
 		"erofs-dump": {tool("erofs-dump"), "--tar", out},
 		"tar2erofs":  whole("-", im.Blob(1)),
 	} {
-		stdout, ends := pipe(t, nil, command, []string{"head", "-c", "1000"})
+		stdout, ends := pipe(t, nil, command, []string{head, "-c", "1000"})
 		if ends[0].code != 141 || ends[0].stderr != "" || len(stdout) != 1000 {
 			t.Errorf("%s | head -c 1000: exit code %d, want 141; %d bytes; stderr %q", name, ends[0].code, len(stdout), ends[0].stderr)
 		}
@@ -143,6 +144,7 @@ func TestClosedPipe(t *testing.T) {
 
 // TestSameBytes wants the same image of the same input, whichever way it came.
 func TestSameBytes(t *testing.T) {
+	tee := interop.Tool(t, "tee")
 	im := testimage.New(t, testimage.Small)
 	reg := testregistry.New()
 	if err := reg.AddLayout("app", im.Dir); err != nil {
@@ -157,7 +159,7 @@ func TestSameBytes(t *testing.T) {
 			"registry":     func(out string) [][]string { return [][]string{fetch(ref), build(out)} },
 			"layout":       func(out string) [][]string { return [][]string{{tool("oci-fetch"), im.Ref()}, build(out)} },
 			"archive file": func(out string) [][]string { return [][]string{build(out, archive)} },
-			"stdout":       func(out string) [][]string { return [][]string{build("-", archive), {"tee", out}} },
+			"stdout":       func(out string) [][]string { return [][]string{build("-", archive), {tee, out}} },
 		} {
 			out := filepath.Join(t.TempDir(), "out")
 			must(t, commands(out)...)

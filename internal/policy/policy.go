@@ -69,7 +69,7 @@ var rules = []struct {
 		return i.in("pkg/inflate") && !i.test && i.of(module) && !i.of(module+"/pkg/fault")
 	}},
 	{"no cgo", func(i imp) bool {
-		return i.of("C")
+		return i.in("cmd", "pkg", "internal") && i.of("C")
 	}},
 	{"commands are thin: they do not import each other", func(i imp) bool {
 		return i.in("cmd") && i.of(module+"/cmd") && !i.of(module+"/cmd/internal") && !i.test
