@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,27 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/rootfs"
 	"github.com/layerpipe/layerpipe/pkg/tarstream"
 )
+
+// text makes n compressible bytes; the same seed makes the same text.
+func text(n int, seed uint64) []byte {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	words := strings.Fields("the quick brown fox jumps over a lazy dog while seven wizards hex four bad gnomes with jinxed quartz vocabulary")
+	var b bytes.Buffer
+	for b.Len() < n {
+		fmt.Fprintf(&b, "%s %d ", words[rng.IntN(len(words))], rng.IntN(100000))
+	}
+	return b.Bytes()[:n]
+}
+
+// noise makes n incompressible bytes.
+func noise(n int, seed uint64) []byte {
+	rng := rand.New(rand.NewPCG(seed, 8))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rng.Uint32())
+	}
+	return b
+}
 
 // memory is an erofs.Storage.
 type memory struct{ b []byte }
