@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -46,6 +47,14 @@ func isFile(name string) bool {
 	return filepath.IsAbs(name) || len(name) > 1 && name[0] == '.' && (os.IsPathSeparator(name[1]) || name[1] == '.')
 }
 
+// A read that waits for a registry that does not answer has to fail before the
+// kernel's block layer loses its patience, which takes 30 seconds: four
+// timeouts and the pauses between them, 0.5, 1 and 2 seconds.
+const (
+	readIdle     = 6 * time.Second
+	readFailures = 4
+)
+
 func (f *flags) openBlobs(env *cli.Env, log *log) (*blobs, error) {
 	files := 0
 	for _, name := range f.Blob {
@@ -63,6 +72,7 @@ func (f *flags) openBlobs(env *cli.Env, log *log) (*blobs, error) {
 	if err != nil {
 		return nil, err
 	}
+	o.IdleTimeout, o.Retries = readIdle, readFailures
 	o.Notify = func(line string) { log.printf("%s", line) }
 	s, err := source.Open(f.Blob[0], o)
 	if err != nil {

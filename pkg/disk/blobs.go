@@ -23,7 +23,7 @@ func FromSource(s source.Source) Opener {
 func FromFiles(names []string) Opener {
 	return func(_ context.Context, i int, d ocispec.Descriptor) (source.BlobReader, error) {
 		if i >= len(names) {
-			return nil, misuse(fmt.Sprintf("no file for %s", d.Digest))
+			return nil, fault.Usagef("no file for %s", d.Digest)
 		}
 		f, err := OpenBlob(names[i])
 		if err != nil {

@@ -125,7 +125,7 @@ func openFile(name string) (*file, error) {
 	}
 	st, err := f.Stat()
 	if err == nil && st.IsDir() {
-		err = misuse(name + " is a directory")
+		err = fault.Usagef("%s is a directory", name)
 	}
 	var size int64
 	if err == nil {
@@ -166,7 +166,7 @@ func checkImage(r io.ReaderAt, size int64) error {
 	}
 	for i, d := range devices[1:] {
 		if d.Uniaddr == 0 || d.Uniaddr > uint64(size/bs) || d.Blocks > uint64(size/bs)-d.Uniaddr {
-			return misuse(fmt.Sprintf("the data of device %d is not in the image: it is an index, to be served with its layers", i+1))
+			return fault.Usagef("the data of device %d is not in the image: it is an index, to be served with its layers", i+1)
 		}
 	}
 	return nil
@@ -211,12 +211,6 @@ func OpenNative(ctx context.Context, blob source.BlobReader, d ocispec.Descripto
 	}
 	return disk, nil
 }
-
-// misuse is a caller's error that says all there is to say.
-type misuse string
-
-func (e misuse) Error() string        { return string(e) }
-func (e misuse) Is(target error) bool { return target == fault.ErrUsage }
 
 // readerAt reads with one context.
 type readerAt struct {

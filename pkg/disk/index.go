@@ -61,7 +61,7 @@ func (x *Index) check() error {
 	}
 	x.devices = x.devices[1:]
 	if len(x.devices) == 0 {
-		return misuse("no index: the image has no devices besides itself, and is served as it is")
+		return fault.Usagef("no index: the image has no devices besides itself, and is served as it is")
 	}
 	x.Section, err = seek.Read(x.f, x.f.size)
 	if errors.Is(err, fault.ErrNotFound) {
@@ -188,13 +188,13 @@ func openForeign(ctx context.Context, name string, blob source.BlobReader, z *zi
 	}
 	switch kind := layer.Sniff(head); {
 	case kind == layer.Gzip && z == nil:
-		return nil, misuse(fmt.Sprintf("layer %s is compressed, and the index has no seek section: a zinfo file is needed", name))
+		return nil, fault.Usagef("layer %s is compressed, and the index has no seek section: a zinfo file is needed", name)
 	case kind == layer.Gzip:
 		return layer.OpenZinfo(ctx, blob, z, o.Cache, o.lazy(name))
 	case kind == layer.Plain && z == nil:
 		return layer.OpenRaw(blob, o.Cache, o.lazy(name))
 	case kind == layer.Plain:
-		return nil, misuse(fmt.Sprintf("layer %s is not compressed: a zinfo file is not for it", name))
+		return nil, fault.Usagef("layer %s is not compressed: a zinfo file is not for it", name)
 	default:
 		return nil, fmt.Errorf("layer %s: %v without a seek section: %w", name, kind, fault.ErrUnsupported)
 	}
