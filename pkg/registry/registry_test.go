@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -315,6 +316,25 @@ func TestBadDigest(t *testing.T) {
 	}
 	if n := len(w.Requests()); n != 0 {
 		t.Errorf("%d requests were sent", n)
+	}
+}
+
+// TestIPv6: a registry by its IPv6 address.
+func TestIPv6(t *testing.T) {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skipf("skipped: no IPv6 here: %v", err)
+	}
+	w := &world{Registry: testregistry.New()}
+	w.srv = &httptest.Server{Listener: l, Config: &http.Server{Handler: w}}
+	w.srv.Start()
+	t.Cleanup(w.srv.Close)
+	w.fill()
+	if !strings.HasPrefix(w.host, "[::1]:") {
+		t.Fatal(w.host)
+	}
+	if _, err := w.open(t).Resolve(t.Context(), nil); err != nil {
+		t.Error(err)
 	}
 }
 
