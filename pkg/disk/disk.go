@@ -21,6 +21,7 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 	"github.com/layerpipe/layerpipe/pkg/fault"
 	"github.com/layerpipe/layerpipe/pkg/layer"
+	"github.com/layerpipe/layerpipe/pkg/nbd"
 	"github.com/layerpipe/layerpipe/pkg/source"
 	"github.com/layerpipe/layerpipe/pkg/spancache"
 )
@@ -43,19 +44,31 @@ func (o *Options) lazy(name string) layer.LazyOptions {
 // says what it must be.
 type Opener func(ctx context.Context, i int, d ocispec.Descriptor) (source.BlobReader, error)
 
-// A Disk is what is served. It is a ReaderAtContext.
+// A Disk is what is served: an nbd.Device.
 type Disk struct {
 	blockmap.ReaderAtContext
 	layers  []*layer.Lazy
 	closers []io.Closer
 }
 
-var _ blockmap.ReaderAtContext = (*Disk)(nil)
+var (
+	_ nbd.ReadyDevice  = (*Disk)(nil)
+	_ nbd.ExtentDevice = (*Disk)(nil)
+)
 
 // ReadReady fills p if that needs no waiting, and reports whether it did.
 func (d *Disk) ReadReady(p []byte, off int64) bool {
 	r, ok := d.ReaderAtContext.(blockmap.Ready)
 	return ok && r.ReadReady(p, off)
+}
+
+// Extents tells the holes of a local image; of layers nothing is known before
+// they are read.
+func (d *Disk) Extents(_ context.Context, off, length int64, limit int) ([]nbd.Extent, error) {
+	if f, ok := d.ReaderAtContext.(*file); ok {
+		return f.extents(off, length, limit)
+	}
+	return []nbd.Extent{{Length: length}}, nil
 }
 
 // Verified reports whether every byte that comes from a layer is verified
