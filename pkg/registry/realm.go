@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
@@ -49,8 +50,13 @@ func internal(ctx context.Context, host string) bool {
 	addrs := []netip.Addr{}
 	if a, err := netip.ParseAddr(host); err == nil {
 		addrs = append(addrs, a)
-	} else if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {
-		return false
+	} else {
+		// Where only a proxy can resolve names, asking may take long.
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {
+			return false
+		}
 	}
 	return slices.ContainsFunc(addrs, func(a netip.Addr) bool {
 		a = a.Unmap()

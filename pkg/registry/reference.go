@@ -1,6 +1,6 @@
-// Package registry reads images from container registries: references, mirrors
-// of names to hosts, authentication, retries, blob streams that resume where
-// they broke, and random access. It is the only package that speaks HTTP.
+// Package registry reads images from container registries: references,
+// authentication, retries, blob streams that resume where they broke, and random
+// access. It is the only package that speaks HTTP.
 package registry
 
 import (
