@@ -9,12 +9,12 @@ import "encoding/binary"
 // there for what it does and why it is so.
 func (z *Reader) loop() result {
 	lit, dist := z.lit, z.dist
-	in, out := z.in[:], z.out[:]
+	in, out := &z.in, &z.out
 	ip, op := uint(z.ip), uint(z.op)
 	ilim, olim, floor := uint(z.ilim), uint(z.olim), uint(z.floor)
 	b, n := z.b, uint64(z.n)
 
-	b |= load64(in, ip) << (n & 63)
+	b |= load64(in[ip:]) << (n & 63)
 	ip += uint(7 - n>>3&7)
 	n |= 56
 	e := lit[b&(1<<litBits-1)]
@@ -41,7 +41,7 @@ func (z *Reader) loop() result {
 					out[op] = byte(e >> 16)
 					op++
 					e = lit[b&(1<<litBits-1)]
-					b |= load64(in, ip) << (n & 63)
+					b |= load64(in[ip:]) << (n & 63)
 					ip += uint(7 - n>>3&7)
 					n |= 56
 					continue
@@ -57,7 +57,7 @@ func (z *Reader) loop() result {
 				if int32(e) < 0 {
 					out[op] = byte(e >> 16)
 					op++
-					b |= load64(in, ip) << (n & 63)
+					b |= load64(in[ip:]) << (n & 63)
 					ip += uint(7 - n>>3&7)
 					n |= 56
 					e = lit[b&(1<<litBits-1)]
@@ -75,21 +75,24 @@ func (z *Reader) loop() result {
 		}
 		length := uint(e>>16) + uint(saved&(1<<(e&63)-1)>>(e>>8&15))
 
-		b |= load64(in, ip) << (n & 63)
-		ip += uint(7 - n>>3&7)
-		n |= 56
 		e = dist[b&(1<<distBits-1)]
-		if e&entExceptional != 0 {
-			if e&entSubtable == 0 {
-				res = resDist
-				break
-			}
-			b >>= distBits
-			n -= distBits
-			e = dist[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(distSize-1)]
+		if n&0xff < distBits+13+litBits-1 || e&entExceptional != 0 {
+			b |= load64(in[ip:]) << (n & 63)
+			ip += uint(7 - n>>3&7)
+			n |= 56
+			e = dist[b&(1<<distBits-1)]
 			if e&entExceptional != 0 {
-				res = resDist
-				break
+				if e&entSubtable == 0 {
+					res = resDist
+					break
+				}
+				b >>= distBits
+				n -= distBits
+				e = dist[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(distSize-1)]
+				if e&entExceptional != 0 {
+					res = resDist
+					break
+				}
 			}
 		}
 		d := uint(e>>16) + uint(b&(1<<(e&63)-1)>>(e>>8&15))
@@ -101,41 +104,40 @@ func (z *Reader) loop() result {
 			break
 		}
 		e = lit[b&(1<<litBits-1)]
-		b |= load64(in, ip) << (n & 63)
+		b |= load64(in[ip:]) << (n & 63)
 		ip += uint(7 - n>>3&7)
 		n |= 56
 
-		copyMatch(out, op, src, length)
+		dst := op
 		op += length
+		switch {
+		case d >= 16:
+			*(*[16]byte)(out[dst:]) = *(*[16]byte)(out[src:])
+			*(*[16]byte)(out[dst+16:]) = *(*[16]byte)(out[src+16:])
+			if length > 32 {
+				for dst, src = dst+32, src+32; dst < op; dst, src = dst+16, src+16 {
+					*(*[16]byte)(out[dst:]) = *(*[16]byte)(out[src:])
+				}
+			}
+		case d >= 8:
+			for ; dst < op; dst, src = dst+8, src+8 {
+				*(*[8]byte)(out[dst:]) = *(*[8]byte)(out[src:])
+			}
+		case d == 1:
+			run := uint64(out[src]) * 0x0101010101010101
+			for ; dst < op; dst += 8 {
+				binary.LittleEndian.PutUint64(out[dst:], run)
+			}
+		default:
+			// The first d of 8 bytes are right each time.
+			for ; dst < op; dst, src = dst+d, src+d {
+				*(*[8]byte)(out[dst:]) = *(*[8]byte)(out[src:])
+			}
+		}
 	}
 	z.b, z.n = b, uint(n&63)
 	z.ip, z.op = int(ip), int(op)
 	return res
 }
 
-// copyMatch copies n bytes from src on to op, where the two may overlap. It may
-// write up to 31 bytes more.
-func copyMatch(out []byte, op, src, n uint) {
-	switch d := op - src; {
-	case d >= 16:
-		for end := op + n; op < end; op, src = op+16, src+16 {
-			*(*[16]byte)(out[op:]) = *(*[16]byte)(out[src:])
-		}
-	case d >= 8:
-		for end := op + n; op < end; op, src = op+8, src+8 {
-			*(*[8]byte)(out[op:]) = *(*[8]byte)(out[src:])
-		}
-	case d == 1:
-		run := uint64(out[src]) * 0x0101010101010101
-		for end := op + n; op < end; op += 8 {
-			binary.LittleEndian.PutUint64(out[op:], run)
-		}
-	default:
-		// The first d of 8 bytes are right each time.
-		for end := op + n; op < end; op, src = op+d, src+d {
-			*(*[8]byte)(out[op:]) = *(*[8]byte)(out[src:])
-		}
-	}
-}
-
-func load64(b []byte, i uint) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
+func load64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }

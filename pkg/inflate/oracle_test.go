@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"testing"
 )
@@ -97,7 +98,7 @@ func checkFlate(t *testing.T, in []byte) {
 	// The plain loop alone, since it is always tracing.
 	z.ResetRaw(bytes.NewReader(in))
 	var trace Trace
-	z.trace, z.tend = &trace, 1<<62
+	z.trace, z.tend = &trace, math.MaxInt
 	plain, plainErr := io.ReadAll(z)
 	if !bytes.Equal(plain, got) || !sameError(plainErr, err) {
 		t.Fatalf("plain loop: %d bytes, %v; fast loop: %d bytes, %v", len(plain), plainErr, len(got), err)
