@@ -45,7 +45,10 @@ func (d *dump) check(ctx context.Context) error {
 			werr = err
 		}
 	}
-	seen := d.fsys.Check(erofs.CheckOptions{Data: d.flags.Data}, report)
+	seen, err := d.fsys.Check(ctx, erofs.CheckOptions{Data: d.flags.Data}, report)
+	if err != nil {
+		return err
+	}
 	if s := d.seekSection(); s != nil && s.Error != "" {
 		report(erofs.Problem{Rule: ruleSeek, Detail: s.Error})
 	}

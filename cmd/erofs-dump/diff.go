@@ -28,10 +28,7 @@ func (d *dump) diff(ctx context.Context) error {
 	}
 	list := jsonList{w: d.out}
 	n := 0
-	err = erofs.Diff(d.fsys, other, func(v erofs.Difference) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
+	err = erofs.Diff(ctx, d.fsys, other, func(v erofs.Difference) error {
 		n++
 		if d.flags.JSON {
 			return list.add(differenceInfo{v.Path, v.Change.String(), v.Details})

@@ -43,7 +43,7 @@ type extentInfo struct {
 const maxExtents = 100_000
 
 // stat shows one inode.
-func (d *dump) stat(context.Context) error {
+func (d *dump) stat(ctx context.Context) error {
 	st, err := d.fsys.StatNid(d.nid)
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func (d *dump) stat(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e.Detail, err = d.detail(st); err != nil {
+	if e.Detail, err = d.detail(ctx, st); err != nil {
 		return err
 	}
 	if d.flags.JSON {
@@ -73,7 +73,7 @@ func (d *dump) name() string {
 	return "/" + d.path
 }
 
-func (d *dump) detail(st *erofs.Stat) (*inodeInfo, error) {
+func (d *dump) detail(ctx context.Context, st *erofs.Stat) (*inodeInfo, error) {
 	i := &inodeInfo{Ino: st.Ino, Offset: st.Offset, Size: 32, Layout: layoutNames[st.Layout]}
 	if st.Extended {
 		i.Size = 64
@@ -94,7 +94,7 @@ func (d *dump) detail(st *erofs.Stat) (*inodeInfo, error) {
 	err = d.fsys.Extents(st.Nid, func(e erofs.FileExtent) error {
 		if len(i.Extents) == maxExtents {
 			i.Withheld++
-			return nil
+			return ctx.Err()
 		}
 		info := extentInfo{Offset: e.Offset, Length: e.Length, Kind: e.Kind.String(), Device: e.Device, Addr: e.Addr, AddrLen: e.AddrLen}
 		if e.Kind == erofs.ExtentEncoded {

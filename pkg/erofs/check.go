@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -69,10 +70,12 @@ type Checked struct {
 
 // Check goes through a whole image and reports each problem that it finds. An
 // image whose superblock or root is unreadable does not get as far: Open
-// refuses it, but for the checksum, which WithoutChecksum leaves to Check.
-func (f *FS) Check(o CheckOptions, report func(Problem)) Checked {
+// refuses it, but for the checksum, which WithoutChecksum leaves to Check. The
+// error is the context's alone.
+func (f *FS) Check(ctx context.Context, o CheckOptions, report func(Problem)) (Checked, error) {
 	c := &checker{
 		f:      f,
+		ctx:    ctx,
 		o:      o,
 		report: report,
 		names:  make(map[uint64]uint32),
@@ -82,13 +85,17 @@ func (f *FS) Check(o CheckOptions, report func(Problem)) Checked {
 	c.super()
 	c.deviceTable()
 	c.tree()
+	if err := ctx.Err(); err != nil {
+		return c.seen, err
+	}
 	c.links()
 	c.overlaps()
-	return c.seen
+	return c.seen, nil
 }
 
 type checker struct {
 	f      *FS
+	ctx    context.Context
 	o      CheckOptions
 	report func(Problem)
 	seen   Checked
@@ -123,16 +130,17 @@ func (c *checker) super() {
 // deviceTable checks that addresses have one meaning.
 func (c *checker) deviceTable() {
 	devs := c.f.devices
+	before := 0 // the device that reaches farthest so far
+	for _, i := range c.f.byAddr {
+		a, b := devs[before], devs[i]
+		if b.addr < a.addr+a.size {
+			c.problem(RuleDevices, 0, "", "device %d at %#x of %d bytes overlaps device %d at %#x of %d", i, b.addr, b.size, before, a.addr, a.size)
+		}
+		if b.addr+b.size > a.addr+a.size {
+			before = i
+		}
+	}
 	for i := 1; i < len(devs); i++ {
-		if devs[i].addr == 0 {
-			continue
-		}
-		for j := range i {
-			a, b := devs[j], devs[i]
-			if (j == 0 || a.addr != 0) && a.addr < b.addr+b.size && b.addr < a.addr+a.size {
-				c.problem(RuleDevices, 0, "", "device %d at %#x of %d bytes overlaps device %d at %#x of %d", i, b.addr, b.size, j, a.addr, a.size)
-			}
-		}
 		if size := sizeOf2(devs[i].r); devs[i].base == 0 && size >= 0 && size+c.f.BlockSize() <= devs[i].size {
 			c.problem(RuleSize, 0, "", "device %d: %d bytes, but %d blocks of %d", i, size, devs[i].size>>c.f.blkBits, c.f.BlockSize())
 		}
@@ -177,7 +185,7 @@ func (c *checker) tree() {
 	if ino, err := c.f.inode(root); err == nil {
 		c.inode(ino, ".")
 	}
-	for len(todo) > 0 {
+	for len(todo) > 0 && c.ctx.Err() == nil {
 		t := todo[len(todo)-1]
 		todo = c.directory(t, todo[:len(todo)-1])
 	}
@@ -194,6 +202,9 @@ func (c *checker) directory(t dirTask, todo []dirTask) []dirTask {
 	dot, dotdot := ino.dotOmitted, false
 	subdirs := uint32(0)
 	err = c.f.dirents(ino, func(e Dirent) error {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		c.seen.Entries++
 		switch e.Name {
 		case ".":
@@ -217,6 +228,9 @@ func (c *checker) directory(t dirTask, todo []dirTask) []dirTask {
 		}
 		return nil
 	})
+	if c.ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		rule := RuleDirBlock
 		if errors.Is(err, errOrder) {

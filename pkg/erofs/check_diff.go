@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -34,12 +35,13 @@ type Difference struct {
 // a walk, and ends with fn's error. What is below a directory that is in one
 // image alone is named too. Sizes of directories do not count, nor does how an
 // image stores anything.
-func Diff(a, b *FS, fn func(Difference) error) error {
-	d := differ{a: a, b: b, fn: fn, same: make(map[[2]uint64]bool)}
+func Diff(ctx context.Context, a, b *FS, fn func(Difference) error) error {
+	d := differ{ctx: ctx, a: a, b: b, fn: fn, same: make(map[[2]uint64]bool)}
 	return d.both(a.RootNid(), b.RootNid(), ".")
 }
 
 type differ struct {
+	ctx  context.Context
 	a, b *FS
 	fn   func(Difference) error
 	same map[[2]uint64]bool // pairs of directories, or of files with several names, that were compared
@@ -47,6 +49,9 @@ type differ struct {
 
 // both compares two inodes of one path.
 func (d *differ) both(na, nb uint64, path string) error {
+	if err := d.ctx.Err(); err != nil {
+		return err
+	}
 	if len(path) > maxPath {
 		return fmt.Errorf("a path of more than %d bytes", maxPath)
 	}
@@ -213,6 +218,9 @@ func (d *differ) contents(a, b *inode) (int64, error) {
 	}
 	pa, pb := make([]byte, min(a.Size, 256<<10)), make([]byte, min(a.Size, 256<<10))
 	for off := int64(0); off < a.Size; {
+		if err := d.ctx.Err(); err != nil {
+			return 0, err
+		}
 		// Two holes need no reading; a hostile one would have no end.
 		if n, err := bothHoles(da, db, off); err != nil {
 			return 0, err

@@ -24,12 +24,18 @@ func (c *checker) contents(ino *inode, path string) {
 	}
 	var failed error
 	err = c.f.extents(ino, func(e FileExtent) error {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		c.extent(ino, path, &e)
 		if c.o.Data && failed == nil {
 			failed = c.read(d, &e)
 		}
 		return nil
 	})
+	if c.ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		c.problem(RuleExtent, ino.Nid, path, "%v", err)
 	}
@@ -69,6 +75,9 @@ func (c *checker) read(d *fileData, e *FileExtent) error {
 	}
 	buf := make([]byte, min(e.Length, 256<<10))
 	for off, end := e.Offset, e.Offset+e.Length; off < end; {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		n, err := d.ReadAt(buf[:min(int64(len(buf)), end-off)], off)
 		if n == 0 {
 			return err

@@ -129,7 +129,7 @@ func TestCheckRules(t *testing.T) {
 			devices := []erofs.DeviceSpec{{Tag: "one", Size: 10240}, {Tag: "two", Size: 10240}}
 			img := buildImage(t, erofs.WriterOptions{BlockSize: 1024, Devices: 2}, erofs.Final{Devices: devices}, sampleEntries())
 			d := &damage{t, img, openImage(t, img)}
-			d.fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("before any damage: %v", p) })
+			d.fsys.Check(t.Context(), erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("before any damage: %v", p) })
 			if c.damage == nil {
 				d.img[ondisk.SuperOffset+0x30]++ // the UUID
 			} else {
@@ -138,7 +138,7 @@ func TestCheckRules(t *testing.T) {
 			}
 			got := make(map[erofs.Rule]bool)
 			fsys := openImage(t, d.img, erofs.WithoutChecksum())
-			fsys.Check(erofs.CheckOptions{Data: c.rule == erofs.RuleData}, func(p erofs.Problem) {
+			fsys.Check(t.Context(), erofs.CheckOptions{Data: c.rule == erofs.RuleData}, func(p erofs.Problem) {
 				got[p.Rule] = true
 				t.Log(p)
 			})
@@ -167,7 +167,7 @@ func TestCheckSound(t *testing.T) {
 	for _, bs := range []int{512, 1024, 2048, 4096, 16384, 65536} {
 		img := buildImage(t, erofs.WriterOptions{BlockSize: bs}, erofs.Final{}, sampleEntries())
 		fsys := openImage(t, img)
-		seen := fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("blocks of %d: %v", bs, p) })
+		seen, _ := fsys.Check(t.Context(), erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("blocks of %d: %v", bs, p) })
 		if seen.Inodes != superOf(img).Inos || seen.Directories != 4 || seen.Bytes < 10000 {
 			t.Errorf("blocks of %d: seen %+v", bs, seen)
 		}
@@ -196,7 +196,7 @@ func TestMissingDevice(t *testing.T) {
 		if err != nil || !bytes.Equal(b, text(10000, 1)) {
 			t.Errorf("%s: %d bytes, %v", name, len(b), err)
 		}
-		fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("%s: %v", name, p) })
+		fsys.Check(t.Context(), erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("%s: %v", name, p) })
 	}
 	_, err = mustOpen(t, unsized{index}).ReadFile("etc/large")
 	wantErr(t, err, erofs.ErrNoDevice)

@@ -3,10 +3,14 @@ package erofs_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"log"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"testing/iotest"
@@ -159,7 +163,7 @@ func TestDiff(t *testing.T) {
 	a := openImage(t, sampleImage(t))
 	none := func(d erofs.Difference) error { t.Errorf("same image: %+v", d); return nil }
 	b := openImage(t, buildImage(t, erofs.WriterOptions{BlockSize: 4096}, erofs.Final{}, sampleEntries()))
-	if err := erofs.Diff(a, b, none); err != nil {
+	if err := erofs.Diff(t.Context(), a, b, none); err != nil {
 		t.Fatal(err)
 	}
 	entries := sampleEntries()
@@ -171,7 +175,7 @@ func TestDiff(t *testing.T) {
 	entries = append(entries, fileEntry("usr/bin/tool/new", ""))
 	var got []string
 	b = openImage(t, buildImage(t, erofs.WriterOptions{}, erofs.Final{}, entries[:len(entries):len(entries)]))
-	err := erofs.Diff(a, b, func(d erofs.Difference) error {
+	err := erofs.Diff(t.Context(), a, b, func(d erofs.Difference) error {
 		got = append(got, d.Change.String()+" "+d.Path+" "+strings.Join(d.Details, "; "))
 		return nil
 	})
@@ -187,4 +191,58 @@ func TestDiff(t *testing.T) {
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s\n%v", strings.Join(got, "\n"), strings.Join(want, "\n"), err)
 	}
+}
+
+// TestConcurrent reads images from many goroutines at once, whose caches they
+// share.
+func TestConcurrent(t *testing.T) {
+	for _, g := range golden {
+		img, err := os.ReadFile(goldenFile(g.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fsys := openImage(t, img)
+		shared, err := fsys.Open("long")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := goldenFiles()
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for name, data := range want {
+					b, err := fsys.ReadFile(name)
+					if err != nil || !bytes.Equal(b, data) {
+						t.Errorf("%s: %s: %d bytes, %v", g.name, name, len(b), err)
+					}
+				}
+				for off := int64(8000); off >= 0; off -= 1000 {
+					p := make([]byte, 500)
+					if _, err := shared.(io.ReaderAt).ReadAt(p, off); err != nil || !bytes.Equal(p, want["long"][off:off+500]) {
+						t.Errorf("%s: ReadAt %d: %v", g.name, off, err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+func ExampleOpen() {
+	img, err := os.Open("testdata/golden/zstd.erofs")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer img.Close()
+	fsys, err := erofs.Open(img)
+	if err != nil {
+		log.Fatal(err)
+	}
+	info, err := fsys.Lstat("dir/short")
+	if err != nil {
+		log.Fatal(err)
+	}
+	st := info.Sys().(*erofs.Stat)
+	fmt.Println(info.Mode(), st.UID, st.GID, info.Size())
+	// Output: -rw-r--r-- 0 0 300
 }

@@ -27,6 +27,7 @@ type FS struct {
 	sb       ondisk.SuperBlock
 	blkBits  uint8
 	devices  []device // the primary device and the extra ones
+	byAddr   []int    // indexes of the extra devices that have an address, in its order
 	meta     *metaSpace
 	metabox  *metaSpace // nil without METABOX
 	packed   *fileData  // nil without fragments

@@ -3,6 +3,7 @@ package erofs
 import (
 	"fmt"
 	"io"
+	"sort"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -79,7 +80,11 @@ func (f *FS) readDevices(r io.ReaderAt, size int64) error {
 			d.r, d.base = r, d.addr
 		}
 		f.devices = append(f.devices, d)
+		if d.addr != 0 {
+			f.byAddr = append(f.byAddr, i+1)
+		}
 	}
+	sort.SliceStable(f.byAddr, func(i, j int) bool { return f.devices[f.byAddr[i]].addr < f.devices[f.byAddr[j]].addr })
 	return nil
 }
 
@@ -96,16 +101,15 @@ func (f *FS) mapAddr(id int, addr, n int64) (dev int, off, avail int64, err erro
 	if id > 0 {
 		return id, addr, n, nil
 	}
-	for i := 1; i < len(f.devices); i++ {
-		d := &f.devices[i]
-		if d.addr == 0 {
-			continue
-		}
-		if addr >= d.addr && addr-d.addr < d.size {
+	// The first device that begins behind addr.
+	next := sort.Search(len(f.byAddr), func(i int) bool { return f.devices[f.byAddr[i]].addr > addr })
+	if next < len(f.byAddr) {
+		n = min(n, f.devices[f.byAddr[next]].addr-addr)
+	}
+	if next > 0 {
+		i := f.byAddr[next-1]
+		if d := &f.devices[i]; addr-d.addr < d.size {
 			return i, addr - d.addr, min(n, d.size-(addr-d.addr)), nil
-		}
-		if addr < d.addr {
-			n = min(n, d.addr-addr)
 		}
 	}
 	return 0, addr, n, nil

@@ -71,5 +71,5 @@ func readDamaged(t *testing.T, img []byte) {
 		return nil
 	})
 	problems := 0
-	fsys.Check(erofs.CheckOptions{}, func(erofs.Problem) { problems++ })
+	fsys.Check(t.Context(), erofs.CheckOptions{}, func(erofs.Problem) { problems++ })
 }

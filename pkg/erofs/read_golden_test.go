@@ -106,7 +106,7 @@ func TestGolden(t *testing.T) {
 			if b, err := fsys.ReadFile("link"); err != nil || !bytes.Equal(b, goldenFiles()["dir/short"]) {
 				t.Errorf("link: %q, %v", b, err)
 			}
-			fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("check: %v", p) })
+			fsys.Check(t.Context(), erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("check: %v", p) })
 		})
 	}
 }

@@ -192,3 +192,23 @@ func loopDevice(t testing.TB, file string) string {
 	t.Cleanup(func() { exec.Command(losetup, "-d", dev).Run() })
 	return dev
 }
+
+// TestEncodedExtentsKernel: the kernel reads the image by hand the same way.
+func TestEncodedExtentsKernel(t *testing.T) {
+	image, blob, content := encodedImage(t, 16)
+	dir := t.TempDir()
+	file, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mnt")
+	if err := os.WriteFile(file, append(image, blob...), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(mount, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := interop.TryMountErofs(t, file, mount); err != nil {
+		t.Skipf("skipped: this kernel does not take 48-bit images: %v", err)
+	}
+	b, err := os.ReadFile(filepath.Join(mount, "f"))
+	if err != nil || !bytes.Equal(b, content) {
+		t.Errorf("the kernel reads %d bytes of %d: %v", len(b), len(content), err)
+	}
+}

@@ -264,7 +264,7 @@ func TestMatrix(t *testing.T) {
 				}
 			}
 			checkExtents(t, fsys)
-			fsys.Check(erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("check: %v", p) })
+			fsys.Check(t.Context(), erofs.CheckOptions{Data: true}, func(p erofs.Problem) { t.Errorf("check: %v", p) })
 		})
 	}
 }
