@@ -19,7 +19,8 @@
 // The inner loop exists three times: loop_unsafe.go for the machines that have
 // unaligned little-endian loads, loop_safe.go for the others and under the
 // build tag inflate_safe, and plain.go, for the last bytes of the input and for
-// tracing what is copied from where. All three share the tables of huffman.go.
+// tracing what is copied from where. All three share the tables of huffman.go,
+// and every test and fuzz target runs all three.
 package inflate
 
 import (
@@ -97,6 +98,7 @@ type Reader struct {
 	stored int  // bytes of the stored block left
 	err    error
 
+	safe  bool // run safeLoop in any case; for tests
 	hook  func(Boundary)
 	trace *Trace
 	tpos  int // where in out the traced window ends

@@ -95,6 +95,14 @@ func checkFlate(t *testing.T, in []byte) {
 	}
 	resumeAll(t, in, points(), got, err, true)
 
+	// The safe loop.
+	z = new(Reader)
+	z.safe = true
+	z.ResetRaw(bytes.NewReader(in))
+	safe, safeErr := io.ReadAll(z)
+	if !bytes.Equal(safe, got) || !sameError(safeErr, err) {
+		t.Fatalf("safe loop: %d bytes, %v; fast loop: %d bytes, %v", len(safe), safeErr, len(got), err)
+	}
 	// The plain loop alone, since it is always tracing.
 	z.ResetRaw(bytes.NewReader(in))
 	var trace Trace
@@ -126,6 +134,7 @@ func resumeAll(t *testing.T, in []byte, points []checkpoint, out []byte, wantErr
 			} else {
 				z.Resume(src, p.Boundary, window)
 			}
+			z.safe = i&2 == 0
 			got, err := io.ReadAll(z)
 			if !bytes.Equal(got, out[p.Out:]) {
 				t.Fatalf("resumed at %+v: %d bytes, want %d; or they differ", p.Boundary, len(got), len(out[p.Out:]))

@@ -219,6 +219,8 @@ func (z *Reader) huffmanData() error {
 		var res result
 		if z.ip > z.ilim || z.trace != nil && z.op < z.tend {
 			res = z.plainLoop()
+		} else if z.safe {
+			res = z.safeLoop()
 		} else {
 			res = z.loop()
 		}

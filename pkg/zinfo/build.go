@@ -1,6 +1,7 @@
 package zinfo
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -38,11 +39,12 @@ const maxIndex = 1 << 30
 
 // A Reader decompresses a gzip file and takes points as it goes.
 type Reader struct {
-	z     *inflate.Reader
-	opt   Options
-	index Index
-	trace inflate.Trace
-	err   error
+	z      *inflate.Reader
+	opt    Options
+	index  Index
+	trace  inflate.Trace
+	window [WindowSize]byte
+	err    error
 }
 
 var (
@@ -99,9 +101,9 @@ func (r *Reader) boundary(b inflate.Boundary) {
 	}
 	p := Point{In: b.In, Out: b.Out, Bits: b.Bits}
 	if !b.Member {
-		w := make([]byte, WindowSize)
-		r.z.Window(w)
-		p.Window = w
+		if r.z.Window(r.window[:]); r.window != zeroWindow {
+			p.Window = bytes.Clone(r.window[:])
+		}
 		if r.opt.Sparse {
 			r.z.StartTrace(&r.trace)
 		}
