@@ -111,7 +111,7 @@ func TestFooter(t *testing.T) {
 func TestSpoiledBody(t *testing.T) {
 	_, body := sampleBytes(t)
 	for i := range body {
-		for _, v := range []byte{0, 1, 0x7f, 0xff} {
+		for _, v := range []byte{1, 0xff} {
 			old := body[i]
 			body[i] = v
 			checkRead(t, seal(body))
