@@ -1,0 +1,47 @@
+package layer
+
+import (
+	"bytes"
+	"io"
+	"testing"
+
+	"github.com/layerpipe/layerpipe/pkg/seek"
+	"github.com/layerpipe/layerpipe/pkg/zinfo"
+)
+
+// The checkpoints are those of pkg/zinfo, windows included.
+func TestCheckpointsAreZinfos(t *testing.T) {
+	for _, c := range blobCases(t, 3<<20) {
+		if c.kind != Gzip {
+			continue
+		}
+		for _, spanSize := range []int64{40_000, 300_000, 4 << 20} {
+			l := seekOf(t, c.blob, spanSize)
+			z := zinfo.NewReader(bytes.NewReader(c.blob), zinfo.Options{SpanSize: spanSize, Sparse: true})
+			if _, err := io.Copy(io.Discard, z); err != nil {
+				t.Fatal(err)
+			}
+			x, err := z.Index()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(x.Points) != len(l.Spans) || x.Size != l.Size || x.BlobSize != l.Descriptor.Size {
+				t.Errorf("%s: %d spans of %d bytes, not %d of %d", c.name, len(l.Spans), l.Size, len(x.Points), x.Size)
+				continue
+			}
+			var got, want [seek.WindowSize]byte
+			for i := range x.Points {
+				p, s := &x.Points[i], &l.Spans[i]
+				if p.In != s.In || p.Out != s.Out || p.Bits != s.Bits {
+					t.Errorf("%s: span %d at %d, %d, %d, not %d, %d, %d", c.name, i, s.In, s.Bits, s.Out, p.In, p.Bits, p.Out)
+				}
+				clear(want[:])
+				copy(want[:], p.Window)
+				s.Window.Unpack(got[:])
+				if got != want {
+					t.Errorf("%s: span %d has another window", c.name, i)
+				}
+			}
+		}
+	}
+}
