@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 // command is erofs-nbd as a process.
-func command(t *testing.T, args ...string) *exec.Cmd {
+func command(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), "EROFS_NBD_MAIN=1", "XDG_RUNTIME_DIR="+t.TempDir())
@@ -173,7 +173,7 @@ func (l *blobLayers) Next() (*build.Layer, error) {
 }
 
 // makeImage builds an image of an OCI layout's layers into a file.
-func makeImage(t *testing.T, im *testimage.Image, o build.Options) string {
+func makeImage(t testing.TB, im *testimage.Image, o build.Options) string {
 	t.Helper()
 	layers := &blobLayers{}
 	for i := range im.Layers {

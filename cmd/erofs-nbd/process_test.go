@@ -28,7 +28,7 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/build"
 )
 
-func smallImage(t *testing.T) string {
+func smallImage(t testing.TB) string {
 	t.Helper()
 	return makeImage(t, testimage.NewLayers(t, testimage.Repeated(testimage.Gzip)...), build.Options{})
 }
