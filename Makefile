@@ -17,8 +17,12 @@ build: ## the five commands, static, into bin/
 test: ## all tests; what the machine lacks is skipped and named, or fails with INTEROP=1
 	$(GO) test -timeout 20m ./...
 
-race: ## all tests under the race detector (wants a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...
+# Where goroutines share something; the decoders and writers, which do not, are
+# slow under the detector.
+CONCURRENT = $(addprefix ./pkg/,blockmap disk layer nbd ociarchive registry source spancache zinfo) ./cmd/erofs-nbd ./cmd/oci-fetch ./internal/testregistry
+
+race: ## the tests of concurrent code under the race detector (wants a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(CONCURRENT)
 
 demo: build ## an image from a registry to a mounted EROFS, whole and lazily; REF=... takes another image
 	$(GO) run ./internal/demo -bin bin $(if $(REF),-ref '$(REF)')
