@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -78,8 +79,8 @@ func (c *conn) setNetConn(nc net.Conn) {
 	c.nc = nc
 }
 
-// serve is the life of a connection. A client that leaves in an orderly way is
-// no error.
+// serve is the life of a connection. A client that leaves is no error, one that
+// breaks the protocol is.
 func (c *conn) serve(ctx context.Context) error {
 	defer func() { c.nc.Close() }()
 	// Reads go on after ctx is done, until they are drained.
@@ -118,6 +119,8 @@ func (c *conn) serve(ctx context.Context) error {
 	switch {
 	case err == errBye, ctx.Err() != nil, errors.Is(err, net.ErrClosed):
 		return nil
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return nil // killed, most likely: nothing that we could tell it or anybody
 	}
 	return err
 }
