@@ -52,7 +52,7 @@ func (b *builder) entry(n int, e *tarstream.Entry, tr *tarstream.Reader) error {
 		return err
 	}
 	if b.opts.Index {
-		i.Device, i.Offset, i.Tail = uint16(n+1), e.DataOffset, -1
+		i.Device, i.Offset = uint16(n+1), e.DataOffset
 		if i.Size == 0 || b.w.Mappable(i) {
 			return nil
 		}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/layerpipe/layerpipe/internal/fstree"
 	"github.com/layerpipe/layerpipe/internal/interop"
@@ -260,4 +263,32 @@ func TestKernelSparse(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestKernelDots lists "." and ".." as the C library does, which takes entries
+// with inode number 0 for deleted ones.
+func TestKernelDots(t *testing.T) {
+	tarball := builderTar(t, func(b *testimage.Builder) { b.File("d/f", 0o644, "f") })
+	mountTar(t, tarball, func(t *testing.T, dir string) {
+		for _, name := range []string{dir, filepath.Join(dir, "d")} {
+			seen := map[string]uint64{}
+			f, err := os.Open(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			buf := make([]byte, 4096)
+			n, err := unix.Getdents(int(f.Fd()), buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// struct linux_dirent64: u64 ino, u64 off, u16 length, u8 type, name.
+			for p := buf[:n]; len(p) > 0; p = p[binary.NativeEndian.Uint16(p[16:]):] {
+				seen[unix.ByteSliceToString(p[19:])] = binary.NativeEndian.Uint64(p)
+			}
+			if seen["."] == 0 || seen[".."] == 0 || len(seen) != 3 {
+				t.Errorf("%s: inode numbers %v", name, seen)
+			}
+		}
+	})
 }

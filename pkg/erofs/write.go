@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/bits"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
@@ -73,6 +74,7 @@ type Writer struct {
 	tails   appender
 	scratch Storage
 	first   int64 // offset of the data area
+	sparse  int64 // bytes that sparse files take beside their data
 }
 
 // NewWriter starts an image in out; tails is a temporary file that the caller
@@ -104,9 +106,9 @@ func (w *Writer) BlockSize() int { return int(w.bs) }
 // run, then io.EOF; they must be as many as the inode's size says, or as its
 // extents do. The inode's Offset, Tail and Device are set.
 func (w *Writer) Add(i *rootfs.Inode, next func() ([]byte, error)) error {
-	i.Device, i.Offset, i.Tail = 0, -1, -1
-	if i.Extents != nil {
-		return w.addSparse(i, next)
+	i.Device, i.Offset, i.Tail = 0, -1, noTail
+	if runs, ok := i.Sparse(); ok {
+		return w.addSparse(i, runs, next)
 	}
 	whole := i.Size
 	if tail := i.Size & (w.bs - 1); w.inlines(i, tail) {
@@ -116,7 +118,10 @@ func (w *Writer) Add(i *rootfs.Inode, next func() ([]byte, error)) error {
 		i.Offset = w.data.off
 	}
 	if whole < i.Size {
-		i.Tail = w.tails.off
+		if err := w.tails.pad(tailUnit); err != nil {
+			return err
+		}
+		i.Tail = uint32(w.tails.off/tailUnit) + 1
 	}
 	var done int64
 	for {
@@ -145,10 +150,21 @@ func (w *Writer) Add(i *rootfs.Inode, next func() ([]byte, error)) error {
 	return w.data.pad(w.bs)
 }
 
+// An inode's Tail is the offset of its tail in the second file, in units, plus
+// one: it has 32 bits, since there are so many inodes. Should that file ever
+// get larger than they can tell, tails go to whole blocks.
+const (
+	tailUnit = 32
+	noTail   = 0
+	maxTails = tailUnit * (math.MaxUint32 - 2)
+)
+
+func tailOffset(i *rootfs.Inode) int64 { return int64(i.Tail-1) * tailUnit }
+
 // inlines decides whether the last tail bytes of a file go beside its inode:
 // they do if they are sure to fit, whichever form the inode will take.
 func (w *Writer) inlines(i *rootfs.Inode, tail int64) bool {
-	return tail > 0 && !w.opts.NoInline && ondisk.InodeExtendedSize+xattrBound(i.Xattrs)+tail <= w.bs
+	return tail > 0 && !w.opts.NoInline && w.tails.off < maxTails && ondisk.InodeExtendedSize+xattrBound(i.Xattrs)+tail <= w.bs
 }
 
 // An appender writes to the end of a file, small pieces gathered.

@@ -27,15 +27,31 @@ type chunkLayout struct {
 	bits    uint8   // log2(chunk size / block size)
 	indexes bool    // entries carry a device; else they are block addresses alone
 	device  uint16  // of every chunk that is not a hole
-	blocks  []int64 // block address of each chunk, or -1
+	blocks  []int64 // block address of each chunk, or -1; nil: the chunks lie one behind the other,
+	start   int64   // from this block on,
+	count   int64   // so many
+}
+
+func (m *chunkLayout) len() int64 {
+	if m.blocks == nil {
+		return m.count
+	}
+	return int64(len(m.blocks))
+}
+
+func (m *chunkLayout) at(c int64) int64 {
+	if m.blocks == nil {
+		return m.start + c<<m.bits
+	}
+	return m.blocks[c]
 }
 
 // tableSize is the chunk table's size in bytes.
 func (m *chunkLayout) tableSize() int64 {
 	if m.indexes {
-		return int64(len(m.blocks)) * ondisk.ChunkIndexSize
+		return m.len() * ondisk.ChunkIndexSize
 	}
-	return int64(len(m.blocks)) * ondisk.BlockMapEntrySize
+	return m.len() * ondisk.BlockMapEntrySize
 }
 
 func (m *chunkLayout) format() uint32 {
@@ -46,7 +62,8 @@ func (m *chunkLayout) format() uint32 {
 }
 
 func (m *chunkLayout) append(dst []byte) []byte {
-	for _, b := range m.blocks {
+	for c := range m.len() {
+		b := m.at(c)
 		lo, dev := uint32(b), m.device
 		if b < 0 {
 			lo, dev = hole, 0
@@ -68,36 +85,39 @@ func chunks(size int64, shift uint8) int64 {
 
 // contiguous maps a file whose stored bytes are one run on a device: the
 // biggest chunks there are, so that one entry does for nearly every file.
-func (w *Writer) contiguous(i *rootfs.Inode) *chunkLayout {
-	m := &chunkLayout{indexes: true, device: i.Device}
+func (w *Writer) contiguous(i *rootfs.Inode) chunkLayout {
+	m := chunkLayout{indexes: true, device: i.Device, start: i.Offset >> w.bits}
 	if n := chunks(i.Size, w.bits); n > 1 {
 		m.bits = min(uint8(bits.Len64(uint64(n-1))), maxChunkBits)
 	}
-	shift := w.bits + m.bits
-	for c := range chunks(i.Size, shift) {
-		m.blocks = append(m.blocks, i.Offset>>w.bits+c<<m.bits)
-	}
+	m.count = chunks(i.Size, w.bits+m.bits)
 	return m
 }
 
 // Mappable reports whether a file can be read from where its stored bytes lie
 // on an extra device, that is, whether its runs are aligned to blocks there
-// and in the file. If not, Add must store it in the image.
+// and in the file, and that is worth it: fine chunks of a huge file can take
+// more room than its few bytes. If not, Add must store it in the image.
 func (w *Writer) Mappable(i *rootfs.Inode) bool {
-	if i.Extents == nil {
+	runs, sparse := i.Sparse()
+	if !sparse {
 		return i.Offset&(w.bs-1) == 0
 	}
-	_, ok := w.sparseOnDevice(i)
-	return ok
+	m, ok := w.sparseOnDevice(i, runs)
+	if !ok {
+		return false
+	}
+	_, cost, err := w.sparseInImage(i.Size, runs)
+	return err == nil && m.tableSize() <= cost
 }
 
 // sparseOnDevice maps a sparse file onto stored runs that lie back to back.
-func (w *Writer) sparseOnDevice(i *rootfs.Inode) (*chunkLayout, bool) {
+func (w *Writer) sparseOnDevice(i *rootfs.Inode, runs []tarstream.Extent) (*chunkLayout, bool) {
 	// A chunk is contiguous on the device, or a hole, if every run begins and
 	// ends at a multiple of its size; the last run may end with the file.
 	all := uint64(0)
 	pos := i.Offset
-	for _, x := range *i.Extents {
+	for _, x := range runs {
 		if pos&(w.bs-1) != 0 {
 			return nil, false
 		}
@@ -120,7 +140,7 @@ func (w *Writer) sparseOnDevice(i *rootfs.Inode) (*chunkLayout, bool) {
 		m.blocks[c] = -1
 	}
 	pos = i.Offset
-	for _, x := range *i.Extents {
+	for _, x := range runs {
 		for off := int64(0); off < x.Length; off += 1 << shift {
 			m.blocks[(x.Offset+off)>>shift] = (pos + off) >> w.bits
 		}
@@ -130,9 +150,11 @@ func (w *Writer) sparseOnDevice(i *rootfs.Inode) (*chunkLayout, bool) {
 }
 
 // sparseInImage maps a sparse file whose touched chunks are stored one after
-// the other from block 0 on, with the chunk size that takes the least room.
-func (w *Writer) sparseInImage(size int64, extents []tarstream.Extent) (*chunkLayout, error) {
-	best, cost := uint8(0), int64(-1)
+// the other from block 0 on, with the chunk size that takes the least room,
+// and returns how many bytes that is.
+func (w *Writer) sparseInImage(size int64, extents []tarstream.Extent) (_ *chunkLayout, cost int64, err error) {
+	best := uint8(0)
+	cost = -1
 	for b := uint8(0); b <= maxChunkBits && w.bits+b < 62; b++ {
 		shift := w.bits + b
 		n := chunks(size, shift)
@@ -147,14 +169,10 @@ func (w *Writer) sparseInImage(size int64, extents []tarstream.Extent) (*chunkLa
 			break
 		}
 	}
-	stored := int64(0)
-	for _, x := range extents {
-		stored += x.Length
-	}
 	// Few chunks of a huge file cost little (a 1 TiB lastlog some megabytes);
 	// where they do not, somebody wants us to fill the disk.
-	if cost < 0 || cost > 2*stored+1<<30 {
-		return nil, fmt.Errorf("sparse file of %d bytes with %d runs: %w", size, len(extents), fault.ErrUnsupported)
+	if cost < 0 || cost-2*storedBytes(extents) > maxSparseFile {
+		return nil, 0, fmt.Errorf("sparse file of %d bytes with %d runs: %w", size, len(extents), fault.ErrUnsupported)
 	}
 	shift := w.bits + best
 	m := &chunkLayout{bits: best, blocks: make([]int64, chunks(size, shift))}
@@ -173,7 +191,21 @@ func (w *Writer) sparseInImage(size int64, extents []tarstream.Extent) (*chunkLa
 			}
 		}
 	}
-	return m, nil
+	return m, cost, nil
+}
+
+// What sparse files may take in the image beyond twice what they store, in
+// bytes: one of them, and all together. A header of 512 bytes can ask for it.
+const (
+	maxSparseFile  = 1 << 30
+	maxSparseTotal = 4 << 30
+)
+
+func storedBytes(extents []tarstream.Extent) (n int64) {
+	for _, x := range extents {
+		n += x.Length
+	}
+	return n
 }
 
 // touched counts the chunks that extents, which are ascending, lie in.
@@ -195,14 +227,17 @@ func touched(extents []tarstream.Extent, shift uint8) (n int64) {
 
 // addSparse stores a sparse file's touched chunks; what lies between its runs
 // stays a hole of the image file.
-func (w *Writer) addSparse(i *rootfs.Inode, next func() ([]byte, error)) error {
-	m, err := w.sparseInImage(i.Size, *i.Extents)
+func (w *Writer) addSparse(i *rootfs.Inode, runs []tarstream.Extent, next func() ([]byte, error)) error {
+	m, cost, err := w.sparseInImage(i.Size, runs)
 	if err != nil {
 		return err
 	}
+	if w.sparse += max(0, cost-2*storedBytes(runs)); w.sparse > maxSparseTotal {
+		return fmt.Errorf("sparse files take more than %d bytes beside their data: %w", int64(maxSparseTotal), fault.ErrUnsupported)
+	}
 	base := w.data.off
 	var p []byte
-	for _, x := range *i.Extents {
+	for _, x := range runs {
 		for x.Length > 0 {
 			if len(p) == 0 {
 				if p, err = next(); err == io.EOF {

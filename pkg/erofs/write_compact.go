@@ -25,22 +25,28 @@ func (r run) end() int64 { return r.start + r.blocks }
 // new end moves, so no more bytes than were dead.
 func (p *plan) compact() (end, moved int64, err error) {
 	w := p.w
-	var runs []run
 	limit := w.first >> w.bits // the new end, in blocks
+	files := 0
 	for _, i := range p.inodes {
 		if n := p.dataBlocks(i); n > 0 {
-			runs = append(runs, run{i.Offset >> w.bits, n, i})
 			limit += n
+			files++
 		}
 	}
 	if limit == w.data.off>>w.bits {
 		return w.data.off, 0, nil
 	}
+	runs := make([]run, 0, files)
+	for _, i := range p.inodes {
+		if n := p.dataBlocks(i); n > 0 {
+			runs = append(runs, run{i.Offset >> w.bits, n, i})
+		}
+	}
 	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.start, b.start) })
 	for _, r := range runs {
 		switch {
 		case r.end() <= limit:
-		case r.inode.Extents != nil:
+		case isSparse(r.inode):
 			// A sparse file may have few blocks and a huge size: cut up, it
 			// would need a huge table. It stays.
 			limit = r.end()
@@ -76,18 +82,24 @@ func (p *plan) compact() (end, moved int64, err error) {
 	return c.next << w.bits, c.moved << w.bits, nil
 }
 
+func isSparse(i *rootfs.Inode) bool {
+	_, ok := i.Sparse()
+	return ok
+}
+
 // dataBlocks is how many blocks of the data area a file has.
 func (p *plan) dataBlocks(i *rootfs.Inode) int64 {
 	switch {
 	case !i.IsRegular() || i.Device != 0 || i.Offset < 0:
 		return 0
-	case i.Extents != nil:
-		m, err := p.w.sparseInImage(i.Size, *i.Extents)
+	case isSparse(i):
+		runs, _ := i.Sparse()
+		m, _, err := p.w.sparseInImage(i.Size, runs)
 		if err != nil {
 			return 0 // cannot be: Add has mapped it
 		}
 		return m.storedBlocks(i.Size, p.w.bits)
-	case i.Tail >= 0:
+	case i.Tail != noTail:
 		return i.Size >> p.w.bits
 	}
 	return p.w.roundUp(i.Size) >> p.w.bits
@@ -186,9 +198,9 @@ func (c *compactor) copy(from int64, to run) error {
 // and as few chunks as the pieces allow.
 func (c *compactor) finish(i *rootfs.Inode) error {
 	w, m := c.plan.w, c.plan.split[i]
-	if i.Tail >= 0 {
+	if i.Tail != noTail {
 		b := make([]byte, w.bs)
-		if _, err := w.scratch.ReadAt(b[:i.Size&(w.bs-1)], i.Tail); err != nil && err != io.EOF {
+		if _, err := w.scratch.ReadAt(b[:i.Size&(w.bs-1)], tailOffset(i)); err != nil && err != io.EOF {
 			return err
 		}
 		if _, err := w.out.WriteAt(b, c.next<<w.bits); err != nil {
@@ -196,7 +208,7 @@ func (c *compactor) finish(i *rootfs.Inode) error {
 		}
 		m.blocks = append(m.blocks, c.next)
 		c.next++
-		i.Tail = -1
+		i.Tail = noTail
 	}
 	for len(m.blocks) > 1 && m.bits < maxChunkBits && m.coarsen() {
 	}

@@ -25,9 +25,11 @@ func (w *Writer) Finish(t *rootfs.Tree, fin Final) (*WriteStats, error) {
 		return nil, err
 	}
 	p := &plan{w: w}
-	p.gather(t.Root())
+	err := p.gather(t)
+	if err != nil {
+		return nil, err
+	}
 	p.chooseEpoch()
-	var err error
 	if p.xattrs, err = newXattrTable(p.inodes); err != nil {
 		return nil, err
 	}
@@ -74,9 +76,9 @@ func (p *plan) emit(start int64) error {
 	}
 	var buf []byte // an inode
 	var dir []byte // a directory's or symlink's contents
+	var f form
 	for k, i := range p.inodes {
-		f, err := p.form(i)
-		if err != nil {
+		if err := p.form(&f, i); err != nil {
 			return err
 		}
 		buf = p.appendInode(buf[:0], i, &f, uint32(k+1))
@@ -90,13 +92,14 @@ func (p *plan) emit(start int64) error {
 		case i.IsRegular() && f.inline > 0:
 			n := len(buf)
 			buf = append(buf, make([]byte, f.inline)...)
-			if _, err := p.w.scratch.ReadAt(buf[n:], i.Tail); err != nil && err != io.EOF {
+			if _, err := p.w.scratch.ReadAt(buf[n:], tailOffset(i)); err != nil && err != io.EOF {
 				return err
 			}
 		case i.IsDir(), i.IsSymlink():
 			dir = append(dir[:0], i.Target()...)
 			if i.IsDir() {
-				dir = appendDir(dir[:0], p.dirs[i], p.w.bs)
+				list := listOf(i)
+				dir = list.append(dir[:0], p.w.bs)
 			}
 			whole := int64(len(dir)) - f.inline
 			if err := blocks.write(dir[:whole]); err != nil {
@@ -199,7 +202,7 @@ func (p *plan) usesChunks() bool {
 		return true
 	}
 	for _, i := range p.inodes {
-		if i.IsRegular() && i.Extents != nil && i.Size > 0 {
+		if i.IsRegular() && isSparse(i) && i.Size > 0 {
 			return true
 		}
 	}

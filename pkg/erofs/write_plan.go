@@ -3,6 +3,7 @@ package erofs
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"math/bits"
 	"slices"
 
@@ -15,8 +16,7 @@ import (
 // anything of it is written, since directories refer to inodes by position.
 type plan struct {
 	w      *Writer
-	inodes []*rootfs.Inode                  // in image order; the root is first
-	dirs   map[*rootfs.Inode][]rootfs.Entry // with "." and ".."
+	inodes []*rootfs.Inode // in image order; the root is first
 	epoch  mtime
 	xattrs *xattrTable
 	split  map[*rootfs.Inode]*chunkLayout // files in pieces, see compact
@@ -36,59 +36,63 @@ func mtimeOf(i *rootfs.Inode) mtime { return mtime{i.Mtime, i.MtimeNsec} }
 
 // gather lists the inodes that can be reached from the root. A directory's
 // entries stand together, so that listing them reads few blocks.
-func (p *plan) gather(root *rootfs.Inode) {
-	type dir struct{ self, parent *rootfs.Inode }
-	p.dirs = make(map[*rootfs.Inode][]rootfs.Entry)
+func (p *plan) gather(t *rootfs.Tree) error {
+	if t.Count() > math.MaxUint32-1 {
+		return fmt.Errorf("%d files: %w", t.Count(), fault.ErrUnsupported)
+	}
+	p.inodes = make([]*rootfs.Inode, 0, t.Count())
 	add := func(i *rootfs.Inode) {
-		i.Nid = uint64(len(p.inodes)) + 1 // marks it as seen, until place
+		i.Nid = uint32(len(p.inodes)) + 1 // marks it as seen, until place
 		p.inodes = append(p.inodes, i)
 	}
-	add(root)
-	stack := []dir{{root, root}}
+	add(t.Root())
+	stack := []*rootfs.Inode{t.Root()}
 	for len(stack) > 0 {
-		d := stack[len(stack)-1]
+		dir := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
-		entries := make([]rootfs.Entry, 0, d.self.Len()+2)
-		entries = d.self.Entries(entries)
-		var below []dir
-		for _, e := range entries {
+		dir.Sort()
+		below := len(stack)
+		for k := range dir.Len() {
+			_, i := dir.Entry(k)
 			switch {
-			case e.Inode.IsDir():
-				below = append(below, dir{e.Inode, d.self})
-				add(e.Inode)
-			case e.Inode.Nlink == 1 || !p.seen(e.Inode):
-				add(e.Inode)
+			case i.IsDir():
+				stack = append(stack, i)
+				add(i)
+			case i.Nlink == 1 || !p.seen(i):
+				add(i)
 			}
 		}
-		slices.Reverse(below)
-		stack = append(stack, below...)
-		for _, dot := range []rootfs.Entry{{Name: ".", Inode: d.self}, {Name: "..", Inode: d.parent}} {
-			at, _ := slices.BinarySearchFunc(entries, dot, func(a, b rootfs.Entry) int { return cmp.Compare(a.Name, b.Name) })
-			entries = slices.Insert(entries, at, dot)
-		}
-		p.dirs[d.self] = entries
+		slices.Reverse(stack[below:])
 	}
+	return nil
 }
 
 // seen tells whether gather has listed an inode; whatever an earlier Writer
 // left in Nid does not count.
 func (p *plan) seen(i *rootfs.Inode) bool {
-	return i.Nid > 0 && i.Nid <= uint64(len(p.inodes)) && p.inodes[i.Nid-1] == i
+	return i.Nid > 0 && int64(i.Nid) <= int64(len(p.inodes)) && p.inodes[i.Nid-1] == i
 }
 
 // chooseEpoch takes the most frequent mtime: inodes that have it can be
-// compact.
+// compact. Sorted, a million different ones take less memory than a map.
 func (p *plan) chooseEpoch() {
-	count := make(map[mtime]int)
-	for _, i := range p.inodes {
-		count[mtimeOf(i)]++
+	all := make([]mtime, len(p.inodes))
+	for k, i := range p.inodes {
+		all[k] = mtimeOf(i)
 	}
+	slices.SortFunc(all, func(a, b mtime) int {
+		return cmp.Or(cmp.Compare(a.sec, b.sec), cmp.Compare(a.nsec, b.nsec))
+	})
 	best := 0
-	for t, n := range count {
-		older := t.sec < p.epoch.sec || t.sec == p.epoch.sec && t.nsec < p.epoch.nsec
-		if n > best || n == best && older {
-			best, p.epoch = n, t
+	for from := 0; from < len(all); {
+		to := from + 1
+		for to < len(all) && all[to] == all[from] {
+			to++
 		}
+		if to-from > best { // of equals the oldest
+			best, p.epoch = to-from, all[from]
+		}
+		from = to
 	}
 }
 
@@ -99,6 +103,7 @@ type form struct {
 	xattrs   int64        // bytes between the inode and what follows
 	inline   int64        // bytes of data behind those
 	chunks   *chunkLayout // instead of inline; its table begins at a multiple of 8
+	flat     chunkLayout  // where chunks may point to
 }
 
 func (f *form) inodeSize() int64 {
@@ -124,18 +129,19 @@ func (f *form) size() int64 {
 	return f.bodyAt() + f.inline
 }
 
-// form decides an inode's; it depends on nothing that place changes.
-func (p *plan) form(i *rootfs.Inode) (f form, err error) {
+// form decides an inode's, into f; it depends on nothing that place changes.
+func (p *plan) form(f *form, i *rootfs.Inode) (err error) {
+	*f = form{}
 	f.extended = i.UID > 0xffff || i.GID > 0xffff || i.Nlink > 0xffff ||
 		i.Size > 0xffffffff || mtimeOf(i) != p.epoch
 	f.xattrs = int64(len(p.xattrs.body(i.Xattrs)))
 	switch {
 	case i.IsRegular() && i.Size == 0:
 	case i.IsRegular():
-		if f.chunks, err = p.chunksOf(i); err != nil {
-			return f, err
+		if f.chunks, err = p.chunksOf(i, &f.flat); err != nil {
+			return err
 		}
-		if f.chunks == nil && i.Tail >= 0 {
+		if f.chunks == nil && i.Tail != noTail {
 			f.inline = i.Size & (p.w.bs - 1)
 		}
 	case i.IsDir(), i.IsSymlink():
@@ -153,24 +159,27 @@ func (p *plan) form(i *rootfs.Inode) (f form, err error) {
 	default:
 		f.layout = ondisk.LayoutFlatPlain
 	}
-	return f, nil
+	return nil
 }
 
-// chunksOf is the chunk map of a file that has one.
-func (p *plan) chunksOf(i *rootfs.Inode) (*chunkLayout, error) {
-	switch m := p.split[i]; {
-	case m != nil:
+// chunksOf is the chunk map of a file that has one; flat has room for it.
+func (p *plan) chunksOf(i *rootfs.Inode, flat *chunkLayout) (*chunkLayout, error) {
+	if m := p.split[i]; m != nil {
 		return m, nil
-	case i.Device > 0 && i.Extents != nil:
-		m, ok := p.w.sparseOnDevice(i)
+	}
+	runs, sparse := i.Sparse()
+	switch {
+	case i.Device > 0 && sparse:
+		m, ok := p.w.sparseOnDevice(i, runs)
 		if !ok {
 			return nil, fmt.Errorf("erofs: sparse file is not aligned on device %d: %w", i.Device, fault.ErrUsage)
 		}
 		return m, nil
 	case i.Device > 0:
-		return p.w.contiguous(i), nil
-	case i.Extents != nil:
-		m, err := p.w.sparseInImage(i.Size, *i.Extents)
+		*flat = p.w.contiguous(i)
+		return flat, nil
+	case sparse:
+		m, _, err := p.w.sparseInImage(i.Size, runs)
 		if err != nil {
 			return nil, err
 		}
@@ -187,15 +196,16 @@ func (p *plan) chunksOf(i *rootfs.Inode) (*chunkLayout, error) {
 // place gives every directory and long symlink its blocks, and every inode its
 // position, from the offset at on, which is a multiple of the block size.
 func (p *plan) place(at int64) error {
+	var f form
 	for _, i := range p.inodes {
 		switch {
 		case i.IsDir():
-			i.Size = dirSize(p.dirs[i], p.w.bs)
+			list := listOf(i)
+			i.Size = list.size(p.w.bs)
 		case !i.IsSymlink():
 			continue
 		}
-		f, err := p.form(i)
-		if err != nil {
+		if err := p.form(&f, i); err != nil {
 			return err
 		}
 		if whole := p.w.roundUp(i.Size - f.inline); whole > 0 {
@@ -205,15 +215,21 @@ func (p *plan) place(at int64) error {
 	}
 	p.xattrAt = at
 	at += int64(len(p.xattrs.area))
-	p.meta = at &^ (p.w.bs - 1)
+	// The first inode must not be number 0: readdir gives the numbers out as
+	// d_ino, and the C library takes entries that have 0 for deleted ones. So
+	// counting starts in the block before, whatever that holds.
+	p.meta = (at - 1) &^ (p.w.bs - 1)
 	p.metaUsed = at - p.meta
 	pack := newPacker(p.w.bs, p.metaUsed)
 	for _, i := range p.inodes {
-		f, err := p.form(i)
-		if err != nil {
+		if err := p.form(&f, i); err != nil {
 			return err
 		}
-		i.Nid = uint64(pack.place(f.size()) / ondisk.SlotSize)
+		nid := pack.place(f.size()) / ondisk.SlotSize
+		if nid > math.MaxUint32 {
+			return fmt.Errorf("metadata of %d bytes: %w", nid*ondisk.SlotSize, fault.ErrUnsupported)
+		}
+		i.Nid = uint32(nid)
 	}
 	p.metaEnd = p.meta + pack.end()
 	return nil

@@ -32,34 +32,10 @@ func (t *Tree) BeginLayer() error {
 	return nil
 }
 
-// A forwardLink is a hard link that came before its target.
-type forwardLink struct{ path, target string }
-
-// EndLayer resolves the hard links whose targets came behind them.
-func (t *Tree) EndLayer() error {
-	links := t.forward
-	t.forward = nil
-	for len(links) > 0 {
-		// A link may wait for another one: go on while it helps.
-		var still []forwardLink
-		for _, l := range links {
-			err := t.hardLink(l.path, l.target, true)
-			if errors.Is(err, errNoTarget) {
-				still = append(still, l)
-			} else if err != nil {
-				return fmt.Errorf("%q: %w", l.path, err)
-			}
-		}
-		if len(still) == len(links) {
-			return fmt.Errorf("%q: hard link to %q: %w", links[0].path, links[0].target, errNoTarget)
-		}
-		links = still
-	}
-	return nil
-}
-
 // errNoTarget: a hard link's target is nowhere.
 var errNoTarget = fmt.Errorf("no such file: %w", fault.ErrCorrupt)
+
+var errRootType = fmt.Errorf("the root must be a directory: %w", fault.ErrUnsupported)
 
 // Apply adds an archive's entry to the tree, in the current layer. For a
 // regular file it returns the inode, whose Offset the caller sets when it
@@ -81,8 +57,7 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 	if e.Type == tarstream.TypeLink {
 		err := t.hardLink(e.Name, e.Linkname, false)
 		if errors.Is(err, errNoTarget) {
-			t.forward = append(t.forward, forwardLink{e.Name, e.Linkname})
-			err = nil
+			err = t.postpone(e.Name, e.Linkname)
 		}
 		return nil, err
 	}
@@ -92,7 +67,7 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 	}
 	if name == "" {
 		if e.Type != tarstream.TypeDir {
-			return nil, fmt.Errorf("the root must be a directory: %w", fault.ErrUnsupported)
+			return nil, errRootType
 		}
 		t.setAttrs(t.root, e)
 		return nil, nil
@@ -100,10 +75,9 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 	if len(name) > maxName {
 		return nil, nameTooLong(name)
 	}
-	if old, ok := dir.child(name); ok {
+	if old := dir.child(name); old != nil {
 		if old.inode.IsDir() && e.Type == tarstream.TypeDir {
 			old.layer = t.layer
-			dir.content.children[name] = old
 			t.setAttrs(old.inode, e)
 			return nil, nil
 		}
@@ -123,7 +97,7 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 	case tarstream.TypeRegular:
 		i.Mode, i.Size = ModeRegular, e.Size
 		if e.Sparse != nil {
-			i.Extents = &e.Sparse
+			i.content = &content{extents: &e.Sparse}
 		}
 	case tarstream.TypeSymlink:
 		if len(e.Linkname) == 0 || len(e.Linkname) > maxTarget {
@@ -133,7 +107,7 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 		i.content = &content{target: e.Linkname}
 	case tarstream.TypeDir:
 		i.Mode, i.Nlink = ModeDir, 2
-		i.content = &content{children: map[string]dirent{}}
+		i.content = &content{dir: &directory{}}
 	case tarstream.TypeFifo:
 		i.Mode = ModeFifo
 	case tarstream.TypeChar, tarstream.TypeBlock:
@@ -149,7 +123,9 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 		return nil, fmt.Errorf("entry type %q: %w", e.Type, fault.ErrUnsupported)
 	}
 	t.setAttrs(i, e)
-	t.link(dir, name, i)
+	if err := t.link(dir, name, i); err != nil {
+		return nil, err
+	}
 	if e.Type != tarstream.TypeRegular {
 		return nil, nil
 	}
@@ -163,8 +139,8 @@ func (t *Tree) setAttrs(i *Inode, e *tarstream.Entry) {
 	i.Mtime, i.MtimeNsec = e.Mtime, e.MtimeNsec
 	i.Xattrs = t.xattrSet(e.Xattrs)
 	if i.IsDir() {
-		i.content.implied = false
-		if i.content.opaque {
+		i.content.dir.implied = false
+		if i.content.dir.opaque {
 			t.addOpaque(i)
 		}
 	}
@@ -180,11 +156,12 @@ func (t *Tree) hardLink(path, target string, late bool) error {
 	if in == nil || base == "" {
 		return errNoTarget
 	}
-	d, ok := in.child(base)
-	if !ok {
+	d := in.child(base)
+	if d == nil || d.inode.isWhiteout() {
 		return errNoTarget
 	}
-	if d.inode.IsDir() {
+	i := d.inode // directories may change from here on, which d lies in
+	if i.IsDir() {
 		return fmt.Errorf("hard link to the directory %q: %w", target, fault.ErrCorrupt)
 	}
 	dir, name, err := t.parentOf(path, true)
@@ -192,52 +169,71 @@ func (t *Tree) hardLink(path, target string, late bool) error {
 		return err
 	}
 	if name == "" {
-		return fmt.Errorf("the root must be a directory: %w", fault.ErrUnsupported)
+		return errRootType
 	}
 	if len(name) > maxName {
 		return nameTooLong(name)
 	}
-	if old, ok := dir.child(name); ok {
+	if old := dir.child(name); old != nil {
 		if late && old.layer == t.layer {
 			return nil
 		}
-		if old.inode == d.inode {
+		if old.inode == i {
 			old.layer = t.layer
-			dir.content.children[name] = old
 			return nil
 		}
 		// Should the target vanish with what it replaces, its inode lives on.
 		t.unlink(dir, name)
 	}
-	d.inode.Nlink++
-	t.link(dir, name, d.inode)
-	return nil
+	i.Nlink++
+	return t.link(dir, name, i)
 }
 
 // link enters an inode under a name that is free.
-func (t *Tree) link(dir *Inode, name string, i *Inode) {
-	dir.content.children[name] = dirent{i, t.layer}
+func (t *Tree) link(dir *Inode, name string, i *Inode) error {
+	d := dir.content.dir
+	if err := d.add(name, i, t.layer); err != nil {
+		return err
+	}
 	if i.IsDir() {
 		dir.Nlink++
+		i.content.dir.parent = dir
 	}
-	if dir.content.implied && (i.Mtime > dir.Mtime || i.Mtime == dir.Mtime && i.MtimeNsec > dir.MtimeNsec) {
+	if d.implied && (i.Mtime > dir.Mtime || i.Mtime == dir.Mtime && i.MtimeNsec > dir.MtimeNsec) {
 		// Nobody says when a directory that no layer lists was changed: take
 		// its newest entry's word, so that equal inputs give equal trees.
 		dir.Mtime, dir.MtimeNsec = i.Mtime, i.MtimeNsec
 	}
+	return nil
 }
 
-// unlink takes a name away, and all that is below it.
+// unlink takes a name away that is there, and all that is below it.
 func (t *Tree) unlink(dir *Inode, name string) {
+	t.unlinkAt(dir, dir.content.dir.find(name))
+}
+
+func (t *Tree) unlinkAt(dir *Inode, k int) {
 	t.forget()
-	d := dir.content.children[name]
-	delete(dir.content.children, name)
-	if !d.inode.IsDir() {
-		d.inode.Nlink--
+	d := dir.content.dir
+	i := d.list[k].inode
+	d.remove(k)
+	if !i.IsDir() {
+		i.Nlink--
 		return
 	}
 	dir.Nlink--
-	for below := range d.inode.content.children {
-		t.unlink(d.inode, below)
+	drop(i)
+}
+
+// drop takes a directory's entries their names.
+func drop(dir *Inode) {
+	d := dir.content.dir
+	for k := range d.list {
+		if i := d.list[k].inode; i.IsDir() {
+			drop(i)
+		} else {
+			i.Nlink--
+		}
 	}
+	*d = directory{}
 }

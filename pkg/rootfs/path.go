@@ -85,7 +85,7 @@ func (w *walk) resolve(path []string) (*Inode, error) {
 		name := todo[0]
 		todo = todo[1:]
 		if w.steps++; w.steps > maxDepth {
-			return nil, fmt.Errorf("path with more than %d components: %w", maxDepth, fault.ErrUnsupported)
+			return nil, errTooDeep
 		}
 		top := stack[len(stack)-1]
 		switch name {
@@ -97,20 +97,19 @@ func (w *walk) resolve(path []string) (*Inode, error) {
 			}
 			continue
 		}
-		d, ok := top.child(name)
+		d := top.child(name)
 		switch {
-		case !ok && !w.create:
+		case d == nil && !w.create:
 			return nil, nil
-		case !ok:
+		case d == nil:
 			in, err := w.tree.mkdir(top, name)
 			if err != nil {
 				return nil, err
 			}
 			stack = append(stack, in)
 		case d.inode.IsDir():
-			if w.create && d.layer != w.tree.layer {
+			if w.create {
 				d.layer = w.tree.layer
-				top.content.children[name] = d
 			}
 			stack = append(stack, d.inode)
 		case d.inode.IsSymlink():
@@ -122,6 +121,9 @@ func (w *walk) resolve(path []string) (*Inode, error) {
 				stack = stack[:1]
 			}
 			todo = append(strings.Split(target, "/"), todo...)
+			if len(todo) > maxDepth-w.steps {
+				return nil, errTooDeep // before links to links make it huge
+			}
 		case !w.create:
 			return nil, nil
 		case d.inode.isWhiteout():
@@ -139,14 +141,12 @@ func (w *walk) resolve(path []string) (*Inode, error) {
 
 // mkdir makes a directory that the archive did not list.
 func (t *Tree) mkdir(in *Inode, name string) (*Inode, error) {
-	if len(name) > maxName {
-		return nil, nameTooLong(name)
-	}
 	i := t.impliedDir()
-	t.link(in, name, i)
-	return i, nil
+	return i, t.link(in, name, i)
 }
 
 func nameTooLong(name string) error {
 	return fmt.Errorf("name of %d bytes (at most %d): %w", len(name), maxName, fault.ErrUnsupported)
 }
+
+var errTooDeep = fmt.Errorf("path with more than %d components: %w", maxDepth, fault.ErrUnsupported)

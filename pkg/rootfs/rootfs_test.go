@@ -120,6 +120,12 @@ func TestLayers(t *testing.T) {
 		{"overlay: whiteout, then a directory not listed", overlay, []string{".wh.d\nd/x"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/x 644"}},
 		{"overlay: a directory, then its whiteout", overlay, []string{"d/x\n.wh.d"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/x 644"}},
 		{"overlay: whiteout, then a file", overlay, []string{".wh.f\nf", ".wh.g"}, []string{"f 644", "g whiteout"}},
+		{"overlay: several layers as one, whiteout", overlay, []string{"a\nd/x\nd/y", ".wh.a\nd/.wh.x"}, []string{"a whiteout", "d/ 755", "d/x whiteout", "d/y 644"}},
+		{"overlay: several layers as one, opaque", overlay, []string{"d/x\nd/s/y", "d/.wh..wh..opq\nd/s/z"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/s/ 755", "d/s/z 644"}},
+		{"overlay: several layers as one, again a directory", overlay, []string{"d/x", ".wh.d\nd/y"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/y 644"}},
+		{"hard link before its target, twice", Options{}, []string{"b => a\nb => c\na @600\nc"}, []string{"a 600", "b 644 nlink 2"}},
+		{"hard link before its target, over an earlier file", Options{}, []string{"b @600\nb => a\na"}, []string{"a 644 nlink 2"}},
+		{"hard link before its target, below a link", Options{}, []string{"s -> d\nx => s/b\nd/b => y\ny"}, []string{"d/ 755", "d/b 644 nlink 3", "s -> d"}},
 		{"hard links", Options{}, []string{"a\nb => a\nc => b", "d => a\n.wh.b"}, []string{"a 644 nlink 3"}},
 		{"hard link before its target", Options{}, []string{"b => a\nc => b\na"}, []string{"a 644 nlink 3"}},
 		{"hard link before its target, then replaced", Options{}, []string{"b => a\nb @600\na"}, []string{"a 644", "b 600"}},
@@ -157,6 +163,7 @@ func TestErrors(t *testing.T) {
 		{"below a file", "a\na/b", fault.ErrUnsupported, `"a/b": "a" is not a directory`},
 		{"hard link to nothing", "b => a", fault.ErrCorrupt, `"b": hard link to "a": no such file`},
 		{"hard links in a circle", "b => a\na => b", fault.ErrCorrupt, "no such file"},
+		{"hard link to a whiteout", "overlay .wh.a\nb => a", fault.ErrCorrupt, "no such file"},
 		{"hard link to a directory", "d/\nb => d", fault.ErrCorrupt, "directory"},
 		{"root as a file", ".", fault.ErrUnsupported, "root"},
 		{"root as a hard link", "a\n. => a", fault.ErrUnsupported, "root"},
@@ -171,7 +178,12 @@ func TestErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := apply(t, Options{}, tt.layer)
+			var o Options
+			layer, overlay := strings.CutPrefix(tt.layer, "overlay ")
+			if overlay {
+				o.Whiteouts = OverlayWhiteouts
+			}
+			_, err := apply(t, o, layer)
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v, want %v with %q", err, tt.want, tt.text)
 			}
@@ -233,11 +245,13 @@ func FuzzApply(f *testing.F) {
 			if depth > maxDepth+1 {
 				t.Fatal("deeper than can be")
 			}
-			for _, e := range i.Entries(nil) {
-				names[e.Inode]++
-				if e.Inode.IsDir() {
+			i.Sort()
+			for k := range i.Len() {
+				_, below := i.Entry(k)
+				names[below]++
+				if below.IsDir() {
 					names[i]++
-					count(e.Inode, depth+1)
+					count(below, depth+1)
 				}
 			}
 		}

@@ -9,9 +9,9 @@ package rootfs
 
 import (
 	"cmp"
+	"encoding/binary"
 	"iter"
 	"slices"
-	"strings"
 
 	"github.com/layerpipe/layerpipe/pkg/tarstream"
 )
@@ -28,7 +28,7 @@ const (
 )
 
 // An Inode is one file. A million of them must fit into memory: what only few
-// files have lies behind pointers.
+// files have lies behind a pointer.
 type Inode struct {
 	Mode   uint16 // type and permissions
 	Device uint16 // of the data: 0 is the image itself, n the n-th layer's blob
@@ -38,32 +38,23 @@ type Inode struct {
 
 	MtimeNsec uint32
 	Rdev      uint32 // device nodes; see pkg/erofs/ondisk.EncodeRdev
-	Mtime     int64  // seconds since the epoch
+	Tail      uint32 // writer's: where the part behind the last whole block waits
+	Nid       uint32 // writer's: the number that directory entries refer to
 
-	Size   int64  // bytes; of a symlink the target's length
-	Offset int64  // of the data on its device, or -1 where there is none
-	Tail   int64  // writer's: where the part behind the last whole block waits
-	Nid    uint64 // writer's: the number that directory entries refer to
+	Mtime  int64 // seconds since the epoch
+	Size   int64 // bytes; of a symlink the target's length
+	Offset int64 // of the data on its device, or -1 where there is none
 
-	Extents *[]tarstream.Extent // sparse files: the runs that are stored, back to back from Offset
 	Xattrs  *XattrSet
 	content *content
 }
 
-// content is what directories and symlinks have and files do not.
+// content is what directories, symlinks and sparse files have.
 type content struct {
 	target   string
-	children map[string]dirent
-	implied  bool // a directory that no entry has described
-	opaque   bool // OverlayWhiteouts: hides the lower layers' directory
+	dir      *directory
+	extents  *[]tarstream.Extent
 	whiteout bool // OverlayWhiteouts: a character device that hides a name
-}
-
-// A dirent is a name's meaning in a directory. The layer belongs to the name,
-// not to the inode: an upper layer may link a lower layer's file.
-type dirent struct {
-	inode *Inode
-	layer int32 // that last put an entry here or below
 }
 
 // IsDir reports whether i is a directory.
@@ -83,44 +74,13 @@ func (i *Inode) Target() string {
 	return i.content.target
 }
 
-// Len is the number of a directory's entries.
-func (i *Inode) Len() int {
-	if i.content == nil {
-		return 0
+// Sparse is the runs of a sparse file that are stored, back to back from
+// Offset on; ok is false for a file that is not sparse.
+func (i *Inode) Sparse() (runs []tarstream.Extent, ok bool) {
+	if i.content == nil || i.content.extents == nil {
+		return nil, false
 	}
-	return len(i.content.children)
-}
-
-// An Entry is a directory's entry.
-type Entry struct {
-	Name  string
-	Inode *Inode
-}
-
-// Entries appends a directory's entries in bytewise order of their names.
-func (i *Inode) Entries(dst []Entry) []Entry {
-	if i.content == nil {
-		return dst
-	}
-	from := len(dst)
-	for name, d := range i.content.children {
-		dst = append(dst, Entry{name, d.inode})
-	}
-	slices.SortFunc(dst[from:], func(a, b Entry) int { return cmp.Compare(a.Name, b.Name) })
-	return dst
-}
-
-// Lookup finds a directory's entry, or nil.
-func (i *Inode) Lookup(name string) *Inode {
-	if i.content == nil {
-		return nil
-	}
-	return i.content.children[name].inode
-}
-
-func (i *Inode) child(name string) (dirent, bool) {
-	d, ok := i.content.children[name]
-	return d, ok
+	return *i.content.extents, true
 }
 
 // An XattrSet is the extended attributes of an inode, ordered by name. Sets
@@ -132,8 +92,9 @@ type XattrSet struct {
 // Tree is a root filesystem. The zero value is not ready: see New.
 type Tree struct {
 	root  *Inode
-	layer int32
+	layer uint16
 	opts  Options
+	count int64 // of inodes made
 
 	forward []forwardLink
 	sets    map[string]*XattrSet
@@ -168,6 +129,7 @@ type Options struct {
 func New(o Options) *Tree {
 	t := &Tree{opts: o, sets: make(map[string]*XattrSet)}
 	t.root = t.impliedDir()
+	t.root.content.dir.parent = t.root
 	return t
 }
 
@@ -180,40 +142,46 @@ func (t *Tree) All() iter.Seq2[string, *Inode] {
 	return func(yield func(string, *Inode) bool) {
 		seen := make(map[*Inode]struct{}) // of those with several names
 		type dir struct {
-			path    string
-			entries []Entry
+			path string
+			self *Inode
+			next int
 		}
 		if !yield("", t.root) {
 			return
 		}
-		stack := []dir{{"", t.root.Entries(nil)}}
+		t.root.Sort()
+		stack := []dir{{self: t.root}}
 		for len(stack) > 0 {
 			top := &stack[len(stack)-1]
-			if len(top.entries) == 0 {
+			if top.next == top.self.Len() {
 				stack = stack[:len(stack)-1]
 				continue
 			}
-			e := top.entries[0]
-			top.entries = top.entries[1:]
-			if !e.Inode.IsDir() && e.Inode.Nlink > 1 {
-				if _, ok := seen[e.Inode]; ok {
+			name, i := top.self.Entry(top.next)
+			top.next++
+			if !i.IsDir() && i.Nlink > 1 {
+				if _, ok := seen[i]; ok {
 					continue
 				}
-				seen[e.Inode] = struct{}{}
+				seen[i] = struct{}{}
 			}
-			path := e.Name
+			path := string(name)
 			if top.path != "" {
-				path = top.path + "/" + e.Name
+				path = top.path + "/" + path
 			}
-			if !yield(path, e.Inode) {
+			if !yield(path, i) {
 				return
 			}
-			if e.Inode.IsDir() {
-				stack = append(stack, dir{path, e.Inode.Entries(nil)})
+			if i.IsDir() {
+				i.Sort()
+				stack = append(stack, dir{path: path, self: i})
 			}
 		}
 	}
 }
+
+// Count is at least the number of the tree's inodes.
+func (t *Tree) Count() int64 { return t.count }
 
 // newInode allocates in slabs: one garbage-collected object for many inodes.
 func (t *Tree) newInode() *Inode {
@@ -222,14 +190,22 @@ func (t *Tree) newInode() *Inode {
 	}
 	i := &t.slab[0]
 	t.slab = t.slab[1:]
+	t.count++
+	return i
+}
+
+// newDir makes an empty directory that is nowhere yet.
+func (t *Tree) newDir() *Inode {
+	i := t.newInode()
+	*i = Inode{Mode: ModeDir | 0o755, Nlink: 2, Offset: -1}
+	i.content = &content{dir: &directory{}}
 	return i
 }
 
 // impliedDir is a directory that no entry has described.
 func (t *Tree) impliedDir() *Inode {
-	i := t.newInode()
-	*i = Inode{Mode: ModeDir | 0o755, Nlink: 2, Offset: -1}
-	i.content = &content{children: map[string]dirent{}, implied: true}
+	i := t.newDir()
+	i.content.dir.implied = true
 	return i
 }
 
@@ -240,24 +216,27 @@ func (t *Tree) xattrSet(list []tarstream.Xattr) *XattrSet {
 	}
 	list = slices.Clone(list)
 	slices.SortFunc(list, func(a, b tarstream.Xattr) int { return cmp.Compare(a.Name, b.Name) })
-	var key strings.Builder
+	var b []byte
 	for _, x := range list {
 		// Names have no NUL; values are told apart by their length.
-		key.WriteString(x.Name)
-		key.WriteByte(0)
-		for n := len(x.Value); ; n >>= 8 {
-			key.WriteByte(byte(n))
-			if n < 256 {
-				break
-			}
-		}
-		key.WriteByte(0)
-		key.WriteString(x.Value)
+		b = append(append(b, x.Name...), 0)
+		b = binary.AppendUvarint(b, uint64(len(x.Value)))
+		b = append(b, x.Value...)
 	}
-	if s, ok := t.sets[key.String()]; ok {
+	if s, ok := t.sets[string(b)]; ok {
 		return s
 	}
+	// The key holds all there is: keep nothing twice.
+	key := string(b)
+	rest := key
+	for k, x := range list {
+		list[k].Name = rest[:len(x.Name)]
+		rest = rest[len(x.Name)+1:]
+		_, n := binary.Uvarint([]byte(rest[:min(len(rest), binary.MaxVarintLen64)]))
+		list[k].Value = rest[n : n+len(x.Value)]
+		rest = rest[n+len(x.Value):]
+	}
 	s := &XattrSet{list}
-	t.sets[key.String()] = s
+	t.sets[key] = s
 	return s
 }

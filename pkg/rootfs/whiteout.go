@@ -40,9 +40,7 @@ func (t *Tree) whiteout(e *tarstream.Entry) (done bool, err error) {
 		t.hide(in, name)
 		return true, nil
 	}
-	for below := range in.content.children {
-		t.hide(in, below)
-	}
+	t.hideAll(in)
 	return true, nil
 }
 
@@ -50,15 +48,31 @@ func (t *Tree) whiteout(e *tarstream.Entry) (done bool, err error) {
 // current layer has put there: whiteouts apply to lower layers only, wherever
 // in the archive they stand.
 func (t *Tree) hide(dir *Inode, name string) {
-	d, ok := dir.child(name)
-	switch {
-	case !ok:
+	if k := dir.content.dir.find(name); k >= 0 {
+		t.hideAt(dir, k)
+	}
+}
+
+func (t *Tree) hideAt(dir *Inode, k int) {
+	switch d := dir.content.dir.list[k]; {
 	case d.layer < t.layer:
-		t.unlink(dir, name)
+		t.unlinkAt(dir, k)
 	case d.inode.IsDir():
-		for below := range d.inode.content.children {
-			t.hide(d.inode, below)
-		}
+		t.hideAll(d.inode)
+	}
+}
+
+// hideAll hides all that lower layers put into a directory. Once in a layer is
+// enough: what comes later is the layer's own. (An archive may say it often.)
+func (t *Tree) hideAll(dir *Inode) {
+	d := dir.content.dir
+	if d.cleared == t.layer {
+		return
+	}
+	d.cleared = t.layer
+	// Backwards, since the last entry moves to where one was removed.
+	for k := len(d.list) - 1; k >= 0; k-- {
+		t.hideAt(dir, k)
 	}
 }
 
@@ -69,11 +83,14 @@ func (t *Tree) overlayWhiteout(e *tarstream.Entry, name string) error {
 	if err != nil {
 		return err
 	}
+	// With several layers it also takes away what the lower ones had there.
 	if name == "" {
+		t.hideAll(dir)
 		t.setOpaque(dir)
 		return nil
 	}
-	if old, ok := dir.child(name); ok {
+	t.hide(dir, name)
+	if old := dir.child(name); old != nil {
 		// The layer's own entry hides the lower one, but for a directory,
 		// which overlayfs would merge.
 		if old.inode.IsDir() {
@@ -84,8 +101,7 @@ func (t *Tree) overlayWhiteout(e *tarstream.Entry, name string) error {
 	i := t.newInode()
 	*i = Inode{Mode: ModeChar, Nlink: 1, Offset: -1, UID: e.UID, GID: e.GID, Mtime: e.Mtime, MtimeNsec: e.MtimeNsec}
 	i.content = &content{whiteout: true}
-	t.link(dir, name, i)
-	return nil
+	return t.link(dir, name, i)
 }
 
 func (i *Inode) isWhiteout() bool { return i.content != nil && i.content.whiteout }
@@ -103,8 +119,8 @@ func (t *Tree) replaceWhiteout(in *Inode, name string) (*Inode, error) {
 }
 
 func (t *Tree) setOpaque(dir *Inode) {
-	if !dir.content.opaque {
-		dir.content.opaque = true
+	if d := dir.content.dir; !d.opaque {
+		d.opaque = true
 		t.addOpaque(dir)
 	}
 }
