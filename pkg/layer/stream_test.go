@@ -348,6 +348,9 @@ func heapWhile(t *testing.T, r io.Reader) (most uint64, err error) {
 
 // Memory does not depend on what the input is like.
 func TestMemory(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector needs memory of its own, and minutes for this")
+	}
 	const size = 100 << 20
 	var zeros bytes.Buffer
 	w, err := zstd.NewWriter(&zeros, zstd.WithEncoderConcurrency(1))
