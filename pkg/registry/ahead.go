@@ -16,15 +16,15 @@ import (
 // A piece is what one request of an Ahead asks for: large enough to make the
 // round trip before it not matter, where that fits into the memory for all.
 const (
-	aheadMemory = 32 << 20
+	aheadMemory = 16 << 20
 	maxPiece    = 4 << 20
-	minPiece    = 512 << 10
+	minPiece    = 128 << 10
 )
 
 // An Ahead downloads blobs that will be asked for in a known order, over
 // several connections: pieces of the current blob, and of those behind it,
 // arrive in memory while the current one is read. There are at most twice as
-// many pieces in memory as there are connections, 32 MiB of them up to 32
+// many pieces in memory as there are connections, 16 MiB of them up to 64
 // connections.
 type Ahead struct {
 	r      *Repository

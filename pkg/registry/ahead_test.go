@@ -58,7 +58,7 @@ func TestAhead(t *testing.T) {
 			w.ClearFaults()
 			w.Reset()
 			tt.inject()
-			a := w.open(t).Ahead(t.Context(), list, 3)
+			a := w.open(t).Ahead(t.Context(), list, 2)
 			defer a.Close()
 			if a.piece != piece {
 				t.Errorf("pieces of %d bytes: the layers' sizes test no edges", a.piece)
@@ -123,4 +123,16 @@ func TestAheadClose(t *testing.T) {
 	}
 	r.Close()
 	a.Close()
+}
+
+// TestAheadMemory: what is in memory does not grow with the connections.
+func TestAheadMemory(t *testing.T) {
+	r := newWorld(t).open(t)
+	for n := 2; n <= 64; n++ {
+		a := r.Ahead(t.Context(), nil, n)
+		if total := a.piece * int64(cap(a.window)); total > aheadMemory || a.piece < minPiece || cap(a.free) > cap(a.window) {
+			t.Errorf("%d connections: %d pieces of %d bytes", n, cap(a.window), a.piece)
+		}
+		a.Close()
+	}
 }

@@ -31,7 +31,7 @@ type authorizer struct {
 	mu     sync.Mutex
 	header string
 
-	once    sync.Once
+	looked  bool // cred and credErr are what the look-up gave; sem guards them
 	cred    auth.Credential
 	credErr error
 }
@@ -91,17 +91,25 @@ func (a *authorizer) fetch(ctx context.Context, resp *http.Response) (string, er
 	if cred.Username == "" {
 		return "", fmt.Errorf("%s wants a user and a password, and none are known: %w", a.c.host, fault.ErrUnauthorized)
 	}
-	secret := base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password))
-	a.c.secrets.add(secret)
-	return "Basic " + secret, nil
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(cred.Username+":"+cred.Password)), nil
 }
 
-// credential looks the credential up when it is first needed.
+// credential looks the credential up when it is first needed. A look-up that
+// was given up, because the request that needed it was, counts for nothing: a
+// helper may be slow, and other requests live longer.
 func (a *authorizer) credential(ctx context.Context) (auth.Credential, error) {
-	a.once.Do(func() {
-		a.cred, a.credErr = a.c.o.credential(ctx, a.c.ref, a.c.notify)
-		a.c.secrets.add(a.cred.Password, a.cred.RefreshToken, a.cred.AccessToken)
-	})
+	if !a.looked {
+		cred, err := a.c.o.credential(ctx, a.c.ref, a.c.notify)
+		if ctx.Err() != nil {
+			return auth.EmptyCredential, context.Cause(ctx)
+		}
+		a.looked, a.cred, a.credErr = true, cred, err
+		a.c.secrets.add(cred.Password, cred.RefreshToken, cred.AccessToken,
+			url.QueryEscape(cred.Password), url.QueryEscape(cred.RefreshToken))
+		if cred.Password != "" {
+			a.c.secrets.add(base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password)))
+		}
+	}
 	return a.cred, a.credErr
 }
 
@@ -132,7 +140,7 @@ func (a *authorizer) bearer(ctx context.Context, params map[string]string) (stri
 	for {
 		token, err := a.token(req)
 		if err == nil {
-			a.c.secrets.add(token)
+			a.c.secrets.addToken(token)
 			return "Bearer " + token, nil
 		}
 		if err := retry.again(ctx, err); err != nil {

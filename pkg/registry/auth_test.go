@@ -2,14 +2,18 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -249,4 +253,77 @@ func TestEcho(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	noSecret(t, fmt.Sprint(err))
+}
+
+// TestEchoOfTokenServer: nor does what a token server repeats.
+func TestEchoOfTokenServer(t *testing.T) {
+	w := newWorld(t)
+	w.Bearer(&testregistry.Tokens{})
+	f := w.Inject(&testregistry.Fault{Match: testregistry.Path("/token"), Serve: func(rw http.ResponseWriter, req *http.Request, _ http.Handler) {
+		rw.WriteHeader(400)
+		req.ParseForm()
+		fmt.Fprintf(rw, `{"errors":[{"message":"bad %s, %s"}]}`, req.Header.Get("Authorization"), url.QueryEscape(req.PostFormValue("refresh_token")))
+	}})
+	byIdentity := func(o *Options) {
+		o.AuthFile = authFileOf(t, fmt.Sprintf(`{"auths":{%q:{"identitytoken":"hunter2/+secret"}}}`, w.host))
+	}
+	for i, change := range []func(*Options){withLogin, byIdentity} {
+		_, err := readBlob(w.open(t, change), w.layer)
+		if err == nil || f.Delivered() != i+1 || !strings.Contains(err.Error(), "***") {
+			t.Errorf("%v", err)
+		}
+		noSecret(t, fmt.Sprint(err))
+	}
+}
+
+// TestSecretsBounded: a registry that never accepts a token for long makes us
+// remember no more than a few.
+func TestSecretsBounded(t *testing.T) {
+	var s secrets
+	for i := range 1000 {
+		s.addToken(fmt.Sprintf("token-%d-x", i))
+		s.add(password)
+	}
+	if len(s.tokens) > maxSecretTokens || len(s.list) != 1 {
+		t.Errorf("%d tokens, %d others", len(s.tokens), len(s.list))
+	}
+	// One secret begins like another.
+	s.add("hunter2")
+	if got := s.scrubText("a " + password + " b token-999-x c"); got != "a *** b *** c" {
+		t.Error(got)
+	}
+}
+
+// TestCredentialGivenUp: a request that is cancelled while a credential helper
+// thinks does not decide for the requests after it.
+func TestCredentialGivenUp(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("skipped: the helper is a shell script")
+	}
+	dir := t.TempDir()
+	script := "#!/bin/sh\nif mkdir " + dir + "/asked 2>/dev/null; then exec sleep 60; fi\n" +
+		`echo '{"ServerURL":"x","Username":"` + user + `","Secret":"` + password + `"}'` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-slow"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	w := newWorld(t)
+	w.Basic(user, password)
+	r := w.open(t, func(o *Options) { o.AuthFile = authFileOf(t, `{"credsStore":"slow"}`) })
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for {
+			if _, err := os.Stat(filepath.Join(dir, "asked")); err == nil {
+				cancel()
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	if _, err := r.Blob(ctx, w.layer); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if b, err := readBlob(r, w.layer); err != nil || !bytes.Equal(b, w.blob) {
+		t.Errorf("the next request: %d bytes, %v", len(b), err)
+	}
 }

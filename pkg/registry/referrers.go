@@ -99,8 +99,10 @@ func nextPage(u *url.URL, link string) *url.URL {
 
 // referrersTag is the list under its tag; there is none if nothing is attached.
 func (r *Repository) referrersTag(ctx context.Context, subject digest.Digest) ([]ocispec.Descriptor, error) {
-	tag := subject.Algorithm().String() + "-" + subject.Encoded()
-	d, b, err := r.manifest(ctx, tag[:min(len(tag), 128)], ocispec.Descriptor{})
+	// The distribution-spec cuts both parts of the tag.
+	algorithm, hex := subject.Algorithm().String(), subject.Encoded()
+	tag := algorithm[:min(len(algorithm), 32)] + "-" + hex[:min(len(hex), 64)]
+	d, b, err := r.manifest(ctx, tag, ocispec.Descriptor{})
 	if errors.Is(err, fault.ErrNotFound) {
 		return nil, nil
 	}

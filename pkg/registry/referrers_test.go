@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/layerpipe/layerpipe/internal/testregistry"
@@ -47,6 +48,13 @@ func TestReferrers(t *testing.T) {
 	look("tag, filtered", "application/vnd.signature", signature)
 	if f.Delivered() != 3 {
 		t.Errorf("%d requests without the API", f.Delivered())
+	}
+
+	// Of a longer digest the tag has the first 64 digits only.
+	long := digest.SHA512.FromString("x")
+	w.AddManifest("test/app", "sha512-"+long.Encoded()[:64], ocispec.MediaTypeImageIndex, x)
+	if list, err := w.open(t).Referrers(t.Context(), long, ""); err != nil || len(list) != 2 {
+		t.Errorf("sha512: %v, %v", list, err)
 	}
 
 	// Pages without end.
