@@ -19,7 +19,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -243,29 +242,5 @@ func TestProxyRefuses(t *testing.T) {
 	_, err := r.Resolve(t.Context(), nil)
 	if !errors.Is(err, fault.ErrUnauthorized) || !strings.Contains(err.Error(), "proxy 127.0.0.1") || asked.Load() != 1 {
 		t.Errorf("%v, asked %d times", err, asked.Load())
-	}
-}
-
-// TestProxyAddress: the environment's proxy may hold a password; an address
-// that does not parse is not repeated. The environment is read once for a
-// process, hence another one.
-func TestProxyAddress(t *testing.T) {
-	if os.Getenv("PROXY_CHILD") == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestProxyAddress$", "-test.v")
-		cmd.Env = append(os.Environ(), "PROXY_CHILD=1", "HTTPS_PROXY=http://somebody:hunter2secret@bad%zz", "NO_PROXY=", "no_proxy=")
-		out, err := cmd.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "a proxy with a bad address") {
-			t.Errorf("%v: %s", err, out)
-		}
-		noSecret(t, string(out))
-		return
-	}
-	r, err := Open("192.0.2.1/app", Options{AuthFile: emptyAuthFile(t), RetryWait: time.Millisecond})
-	if err == nil {
-		_, err = r.Resolve(t.Context(), nil)
-	}
-	t.Log(err)
-	if !errors.Is(err, fault.ErrUsage) || strings.Contains(err.Error(), "tried") {
-		t.Errorf("%v", err)
 	}
 }

@@ -46,7 +46,7 @@ func newTransport(o *Options) (*http.Transport, error) {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		Proxy: proxy,
+		Proxy: http.ProxyFromEnvironment,
 		OnProxyConnectResponse: func(_ context.Context, u *url.URL, _ *http.Request, resp *http.Response) error {
 			if resp.StatusCode != http.StatusOK {
 				return &statusError{what: "proxy " + u.Host, status: resp.StatusCode}
@@ -66,16 +66,6 @@ func newTransport(o *Options) (*http.Transport, error) {
 		MaxResponseHeaderBytes: 64 << 10,
 		ReadBufferSize:         64 << 10,
 	}, nil
-}
-
-// proxy is the environment's word on it. Go's own error repeats the variable,
-// with the password that may be in it.
-func proxy(req *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(req)
-	if err != nil {
-		return nil, finalError{fault.Usagef("the environment names a proxy with a bad address")}
-	}
-	return u, nil
 }
 
 // watched is a body that fails once a Read has waited for the idle timeout.
