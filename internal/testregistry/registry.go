@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,7 +37,7 @@ type Request struct {
 type Registry struct {
 	mu       sync.Mutex
 	repos    map[string]*repository
-	requests []Request
+	requests []*Request
 	served   map[digest.Digest]int64
 	faults   []*Fault
 	auth     authorizer
@@ -191,7 +190,11 @@ func (r *Registry) NoRanges() {
 func (r *Registry) Requests() []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.requests)
+	list := make([]Request, len(r.requests))
+	for i, q := range r.requests {
+		list[i] = *q
+	}
+	return list
 }
 
 // Served is the number of bytes of each blob and manifest that were sent.
@@ -226,7 +229,7 @@ var (
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	cw := &countingWriter{ResponseWriter: w}
 	// A fault may end the request by a panic with http.ErrAbortHandler.
-	defer r.log(cw, req)
+	defer r.begin(req)(cw)
 	if f := r.fault(req); f != nil {
 		f.Serve(cw, req, http.HandlerFunc(r.serve))
 		return
@@ -234,15 +237,25 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.serve(cw, req)
 }
 
-func (r *Registry) log(w *countingWriter, req *http.Request) {
+// begin logs a request; the function it returns completes the entry. A client
+// has its answer before that is called: after a Reset in between, it must not
+// count.
+func (r *Registry) begin(req *http.Request) (end func(*countingWriter)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.requests = append(r.requests, Request{
+	entry := &Request{
 		Method: req.Method, Path: req.URL.Path, Range: req.Header.Get("Range"),
-		Auth: req.Header.Get("Authorization") != "", Status: w.status, Bytes: w.n,
-	})
-	if _, last, ok := strings.Cut(req.URL.Path, "/sha256:"); ok {
-		r.served[digest.Digest("sha256:"+last)] += w.n
+		Auth: req.Header.Get("Authorization") != "",
+	}
+	r.requests = append(r.requests, entry)
+	served, path := r.served, req.URL.Path
+	return func(w *countingWriter) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		entry.Status, entry.Bytes = w.status, w.n
+		if _, last, ok := strings.Cut(path, "/sha256:"); ok {
+			served[digest.Digest("sha256:"+last)] += w.n
+		}
 	}
 }
 
