@@ -76,7 +76,7 @@ func Dial(uri string) (*Client, error) {
 	case "nbd+unix":
 		network, addr = "unix", u.Query().Get("socket")
 	default:
-		return nil, fmt.Errorf("%s: neither nbd: nor nbd+unix:", uri)
+		return nil, fmt.Errorf("%s: not an NBD address", uri)
 	}
 	conn, err := net.DialTimeout(network, addr, 10*time.Second)
 	if err != nil {
