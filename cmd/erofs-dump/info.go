@@ -175,7 +175,7 @@ func (d *dump) printInfo(i *imageInfo) {
 	}
 	row("built", "%s", s.Built.Format(time.RFC3339))
 	row("epoch", "%s", s.Epoch.Format(time.RFC3339Nano))
-	row("inodes", "%d, root nid %d", s.Inodes, s.RootNid)
+	row("inodes", "%d, root nid %s", s.Inodes, erofs.FormatNid(s.RootNid))
 	row("compatible", "%s", or(strings.Join(s.Compatible, " "), "none"))
 	row("incompatible", "%s", or(strings.Join(s.Incompatible, " "), "none"))
 	if len(s.Algorithms) > 0 {
@@ -185,7 +185,7 @@ func (d *dump) printInfo(i *imageInfo) {
 		row("xattr prefixes", "%s", quoteName(strings.Join(s.XattrPrefixes, " ")))
 	}
 	if s.PackedNid != 0 {
-		row("packed inode", "nid %d", s.PackedNid)
+		row("packed inode", "nid %s", erofs.FormatNid(s.PackedNid))
 	}
 	if s.MetaboxNid != 0 {
 		row("metabox inode", "nid %d", s.MetaboxNid)

@@ -117,7 +117,7 @@ func (d *dump) printStat(e *entry) {
 		row("path", "%s", quoteName(e.Path))
 	}
 	i := e.Detail
-	row("nid", "%d (ino %d), %d bytes at %d", e.Nid, i.Ino, i.Size, i.Offset)
+	row("nid", "%s (ino %d), %d bytes at %d", erofs.FormatNid(e.Nid), i.Ino, i.Size, i.Offset)
 	row("type", "%s", e.Type)
 	if e.Target != "" {
 		row("target", "%s", quoteName(e.Target))

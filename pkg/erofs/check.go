@@ -210,13 +210,13 @@ func (c *checker) directory(t dirTask, todo []dirTask) []dirTask {
 		case ".":
 			dot = true
 			if e.Nid != t.nid || e.Type != ondisk.FTDir {
-				c.problem(RuleDot, t.nid, t.path, "it is nid %s of type %d", nidString(e.Nid), e.Type)
+				c.problem(RuleDot, t.nid, t.path, "it is nid %s of type %d", FormatNid(e.Nid), e.Type)
 			}
 			return nil
 		case "..":
 			dotdot = true
 			if e.Nid != t.parent || e.Type != ondisk.FTDir {
-				c.problem(RuleDotDot, t.nid, t.path, "it is nid %s of type %d, the parent is nid %s", nidString(e.Nid), e.Type, nidString(t.parent))
+				c.problem(RuleDotDot, t.nid, t.path, "it is nid %s of type %d, the parent is nid %s", FormatNid(e.Nid), e.Type, FormatNid(t.parent))
 			}
 			return nil
 		}
@@ -267,7 +267,7 @@ func (c *checker) entry(e Dirent, path string) bool {
 	c.names[e.Nid] = n + 1
 	if met {
 		if ino.isDir() {
-			c.problem(RuleDirOnce, e.Nid, path, "nid %s is met again", nidString(e.Nid))
+			c.problem(RuleDirOnce, e.Nid, path, "nid %s is met again", FormatNid(e.Nid))
 		}
 		return false
 	}
@@ -347,7 +347,7 @@ func (c *checker) links() {
 		if ino.Nlink != n {
 			path := c.paths[nid]
 			if path == "" {
-				path = "nid " + nidString(nid)
+				path = "nid " + FormatNid(nid)
 			}
 			c.problem(RuleNlink, nid, path, "link count %d, but %d names", ino.Nlink, n)
 		}

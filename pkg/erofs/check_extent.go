@@ -169,7 +169,7 @@ func describeNid(nid uint64) string {
 	if nid == noNid {
 		return "the superblock or a table"
 	}
-	return "nid " + nidString(nid)
+	return "nid " + FormatNid(nid)
 }
 
 // index is where the chunk table is.

@@ -28,7 +28,7 @@ func (f *FS) OpenNid(nid uint64) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.file(ino, fmt.Sprintf("nid %s", nidString(nid))), nil
+	return f.file(ino, fmt.Sprintf("nid %s", FormatNid(nid))), nil
 }
 
 // Stat implements fs.StatFS; it follows a symbolic link.

@@ -109,16 +109,16 @@ func (i *inode) corrupt(off int64, format string, args ...any) error {
 
 // fail says of which inode an error is, and where.
 func (i *inode) fail(off int64, err error) error {
-	return fmt.Errorf("nid %s, %soffset %#x: %w", nidString(i.Nid), i.space.name, off, err)
+	return fmt.Errorf("nid %s, %soffset %#x: %w", FormatNid(i.Nid), i.space.name, off, err)
 }
 
 // wrap says of which inode an error is that tells the place itself.
 func (i *inode) wrap(err error) error {
-	return fmt.Errorf("nid %s: %w", nidString(i.Nid), err)
+	return fmt.Errorf("nid %s: %w", FormatNid(i.Nid), err)
 }
 
-// nidString is a nid for messages: the metabox bit would make a huge number.
-func nidString(nid uint64) string {
+// FormatNid is a nid for people: the metabox bit would make a huge number.
+func FormatNid(nid uint64) string {
 	if nid&ondisk.NidMetabox != 0 {
 		return fmt.Sprintf("%d of the metabox", nid&ondisk.NidMask)
 	}
@@ -131,12 +131,12 @@ func (f *FS) inode(nid uint64) (*inode, error) {
 	base := int64(f.sb.MetaBlkaddr) << f.blkBits
 	if nid&ondisk.NidMetabox != 0 {
 		if i.space, base = f.metabox, 0; f.metabox == nil {
-			return nil, fmt.Errorf("nid %s: there is no metabox: %w", nidString(nid), fault.ErrCorrupt)
+			return nil, fmt.Errorf("nid %s: there is no metabox: %w", FormatNid(nid), fault.ErrCorrupt)
 		}
 	}
 	slot := nid & ondisk.NidMask
 	if slot > maxAddr>>ondisk.SlotBits {
-		return nil, fmt.Errorf("nid %s: out of range: %w", nidString(nid), fault.ErrCorrupt)
+		return nil, fmt.Errorf("nid %s: out of range: %w", FormatNid(nid), fault.ErrCorrupt)
 	}
 	i.Offset = base + int64(slot)<<ondisk.SlotBits
 	b, err := i.space.read(i.Offset, ondisk.InodeCompactSize)
