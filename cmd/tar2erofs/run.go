@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"io"
+	"os"
+	"strconv"
 
 	"github.com/opencontainers/go-digest"
 
@@ -31,10 +35,24 @@ type flags struct {
 	Zinfo     string   `placeholder:"FILE" help:"Index of one gzip layer: write its checkpoints in SOCI's format, too."`
 	UUID      string   `short:"U" name:"uuid" placeholder:"UUID" help:"Volume's UUID (default: derived from the input)."`
 	Label     string   `short:"L" placeholder:"NAME" help:"Volume's name, up to 16 bytes."`
-	Tmpdir    string   `placeholder:"DIR" help:"For temporary files (default: OUT's directory)."`
-	Verbose   bool     `short:"v" help:"Say on stderr what was done."`
-	Out       string   `arg:"" help:"Image to write; - is stdout."`
-	In        []string `arg:"" optional:"" help:"Image or layers to read."`
+
+	Time        *int64   `short:"T" placeholder:"SECONDS" help:"Time of the build, and of all files, since 1970 ($SOURCE_DATE_EPOCH goes before it)."`
+	AllTime     bool     `xor:"times" help:"-T is the time of all files, too (the default)."`
+	MkfsTime    bool     `xor:"times" help:"-T is the time of the build alone."`
+	IgnoreMtime bool     `help:"All files get the time of the build: -T, or $SOURCE_DATE_EPOCH."`
+	AllRoot     bool     `help:"All files belong to root."`
+	ForceUID    *uint32  `name:"force-uid" placeholder:"UID" help:"All files belong to UID."`
+	ForceGID    *uint32  `name:"force-gid" placeholder:"GID" help:"All files belong to the group GID."`
+	UIDOffset   int64    `name:"uid-offset" placeholder:"N" help:"Add N to all files' uids."`
+	GIDOffset   int64    `name:"gid-offset" placeholder:"N" help:"Add N to all files' gids."`
+	Exclude     []string `sep:"none" placeholder:"GLOB" help:"Leave out what matches, and all below: a name, or with a slash a path from the root; * and ? match no slash, ** does. May be repeated."`
+	XattrPrefix []string `sep:"none" placeholder:"PREFIX" help:"Store this beginning of xattr names (user.mime.) once; needs Linux 6.4. May be repeated."`
+	NoInline    bool     `name:"no-inline" help:"Put no data beside inodes: every file's begins a block (-Enoinline_data)."`
+
+	Tmpdir  string   `placeholder:"DIR" help:"For temporary files (default: OUT's directory)."`
+	Verbose bool     `short:"v" help:"Say on stderr what was done."`
+	Out     string   `arg:"" help:"Image to write; - is stdout."`
+	In      []string `arg:"" optional:"" help:"Image or layers to read."`
 }
 
 func run(ctx context.Context, env *cli.Env) error {
@@ -88,6 +106,7 @@ func run(ctx context.Context, env *cli.Env) error {
 // options checks the flags against each other before anything is touched.
 func (f *flags) options(env *cli.Env) (build.Options, error) {
 	o := build.Options{Index: f.Index, BlockSize: int(f.BlockSize), SpanSize: int64(f.SpanSize), Label: f.Label}
+	o.Exclude, o.XattrPrefixes, o.NoInline = f.Exclude, f.XattrPrefix, f.NoInline
 	o.Warn = func(msg string) { env.Errorf("warning: %s", msg) }
 	o.Whiteouts = map[string]rootfs.Whiteouts{"merge": rootfs.MergeWhiteouts, "overlay": rootfs.OverlayWhiteouts, "keep": rootfs.KeepWhiteouts}[f.Whiteouts]
 	switch {
@@ -113,6 +132,12 @@ func (f *flags) options(env *cli.Env) (build.Options, error) {
 			return o, cli.Usagef("--digest %q: %v", f.Digest, err)
 		}
 	}
+	if err := f.owners(&o.Owners); err != nil {
+		return o, err
+	}
+	if err := f.times(&o.Times); err != nil {
+		return o, err
+	}
 	if f.UUID != "" {
 		u, err := parseUUID(f.UUID)
 		if err != nil {
@@ -123,18 +148,65 @@ func (f *flags) options(env *cli.Env) (build.Options, error) {
 	return o, nil
 }
 
-// parseUUID reads RFC 9562's text form.
+func (f *flags) owners(o *build.Owners) error {
+	root := uint32(0)
+	switch {
+	case f.AllRoot && (f.ForceUID != nil || f.ForceGID != nil):
+		return cli.Usagef("--all-root and --force-uid or --force-gid: one of them")
+	case f.AllRoot:
+		o.UID, o.GID = &root, &root
+	default:
+		o.UID, o.GID = f.ForceUID, f.ForceGID
+	}
+	o.UIDOffset, o.GIDOffset = f.UIDOffset, f.GIDOffset
+	return nil
+}
+
+// times does as mkfs.erofs: -T sets all files' times, SOURCE_DATE_EPOCH goes
+// before -T and only takes later ones back.
+func (f *flags) times(t *build.Times) error {
+	t.Build = f.Time
+	if !f.MkfsTime {
+		t.All = f.Time
+	}
+	if s := os.Getenv("SOURCE_DATE_EPOCH"); s != "" {
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || n < 0 {
+			return cli.Usagef("SOURCE_DATE_EPOCH=%q: seconds since 1970 are needed", s)
+		}
+		*t = build.Times{Build: &n, Clamp: &n}
+	}
+	// mkfs.erofs would take the clock's; then no two runs were the same.
+	if f.IgnoreMtime && t.Build == nil {
+		return cli.Usagef("--ignore-mtime: what is the time of the build? Add -T, or set SOURCE_DATE_EPOCH")
+	}
+	if f.MkfsTime && t.Build == nil {
+		return cli.Usagef("--mkfs-time goes with -T")
+	}
+	if f.IgnoreMtime {
+		t.All = t.Build
+	}
+	return nil
+}
+
+// parseUUID reads RFC 9562's text form, and mkfs.erofs's words.
 func parseUUID(s string) (u [16]byte, err error) {
-	var parts [5]uint64
-	n, err := fmt.Sscanf(s, "%08x-%04x-%04x-%04x-%012x", &parts[0], &parts[1], &parts[2], &parts[3], &parts[4])
-	if err != nil || n != 5 || len(s) != 36 {
-		return u, cli.Usagef("--uuid %q: 8-4-4-4-12 hex digits are needed", s)
+	switch s {
+	case "clear":
+		return u, nil
+	case "random":
+		rand.Read(u[:]) // which never fails
+		u[6] = u[6]&0x0f | 0x40
+		u[8] = u[8]&0x3f | 0x80
+		return u, nil
 	}
-	hex := fmt.Sprintf("%08x%04x%04x%04x%012x", parts[0], parts[1], parts[2], parts[3], parts[4])
-	for i := range u {
-		fmt.Sscanf(hex[2*i:2*i+2], "%02x", &u[i])
+	if len(s) == 36 && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-' {
+		digits := s[:8] + s[9:13] + s[14:18] + s[19:23] + s[24:]
+		if _, err := hex.Decode(u[:], []byte(digits)); err == nil {
+			return u, nil
+		}
 	}
-	return u, nil
+	return u, cli.Usagef("--uuid %q: 8-4-4-4-12 hex digits are needed, or clear, or random", s)
 }
 
 // writeZinfo writes the checkpoints of the only layer as a zinfo file.

@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"regexp"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -51,9 +52,15 @@ type Options struct {
 	NoInline  bool  // see erofs.WriterOptions
 
 	Whiteouts rootfs.Whiteouts
-	UUID      *[16]byte // nil: derived from the layers and the options
-	Label     string
-	Manifest  *ocispec.Descriptor // noted in the seek section
+	Owners    Owners
+	Times     Times
+	Exclude   []string // patterns of what to leave out, see Exclusion
+	// XattrPrefixes: see erofs.WriterOptions.
+	XattrPrefixes []string
+
+	UUID     *[16]byte // nil: derived from the layers and the options
+	Label    string
+	Manifest *ocispec.Descriptor // noted in the seek section
 
 	Warn     func(string)                      // of what is not as it should be; may be nil
 	Progress func(layer int, n int64, e int64) // uncompressed bytes and entries so far; may be nil
@@ -71,7 +78,15 @@ type Result struct {
 // temporary file that the caller deletes. On an error what out holds is no
 // image.
 func Image(ctx context.Context, out, tails erofs.Storage, layers Layers, o Options) (*Result, error) {
-	wo := erofs.WriterOptions{BlockSize: o.BlockSize, NoInline: o.NoInline}
+	wo := erofs.WriterOptions{BlockSize: o.BlockSize, NoInline: o.NoInline, XattrPrefixes: o.XattrPrefixes}
+	var exclude []*regexp.Regexp
+	for _, glob := range o.Exclude {
+		re, err := compileGlob(glob)
+		if err != nil {
+			return nil, err
+		}
+		exclude = append(exclude, re)
+	}
 	if o.Index {
 		wo.BlockSize, wo.Devices = erofs.IndexBlockSize, layers.Len()
 	}
@@ -79,7 +94,7 @@ func Image(ctx context.Context, out, tails erofs.Storage, layers Layers, o Optio
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{opts: o, w: w, tree: rootfs.New(rootfs.Options{Whiteouts: o.Whiteouts})}
+	b := &builder{opts: o, w: w, exclude: exclude, tree: rootfs.New(rootfs.Options{Whiteouts: o.Whiteouts})}
 	for {
 		l, err := layers.Next()
 		if err == io.EOF {
@@ -96,10 +111,11 @@ func Image(ctx context.Context, out, tails erofs.Storage, layers Layers, o Optio
 }
 
 type builder struct {
-	opts Options
-	w    *erofs.Writer
-	tree *rootfs.Tree
-	res  Result
+	opts    Options
+	exclude []*regexp.Regexp
+	w       *erofs.Writer
+	tree    *rootfs.Tree
+	res     Result
 }
 
 // layer applies one layer to the tree.
@@ -158,7 +174,10 @@ func (b *builder) warn(format string, args ...any) {
 
 // finish writes the metadata.
 func (b *builder) finish() (*Result, error) {
-	fin := erofs.Final{UUID: b.uuid(), Label: b.opts.Label}
+	if err := b.edit(); err != nil {
+		return nil, err
+	}
+	fin := erofs.Final{UUID: b.uuid(), Label: b.opts.Label, BuildTime: b.opts.Times.Build}
 	if b.opts.Index {
 		for _, l := range b.res.Layers {
 			fin.Devices = append(fin.Devices, erofs.DeviceSpec{Tag: l.Descriptor.Digest.Encoded(), Size: l.Size})
@@ -186,7 +205,9 @@ func (b *builder) uuid() (u [16]byte) {
 		return *b.opts.UUID
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "layerpipe\x00%t %d %d %t %d %q\x00", b.opts.Index, b.w.BlockSize(), b.opts.SpanSize, b.opts.NoInline, b.opts.Whiteouts, b.opts.Label)
+	o := &b.opts
+	fmt.Fprintf(h, "layerpipe\x00%t %d %d %t %d %q\x00", o.Index, b.w.BlockSize(), o.SpanSize, o.NoInline, o.Whiteouts, o.Label)
+	fmt.Fprintf(h, "%s\x00%s\x00%q %q\x00", &o.Owners, &o.Times, o.Exclude, o.XattrPrefixes)
 	for _, l := range b.res.Layers {
 		io.WriteString(h, l.Descriptor.Digest.String())
 		binary.Write(h, binary.LittleEndian, l.Size)

@@ -4,16 +4,21 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/pkg/build"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
+	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
 // tarLayers are plain tars in memory.
@@ -80,6 +85,17 @@ func tarOf(t *testing.T, files ...file) []byte {
 		}
 	}
 	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func builderTar(t testing.TB, write func(b *testimage.Builder)) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	b := testimage.NewBuilder(&buf)
+	write(b)
+	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return buf.Bytes()
@@ -177,6 +193,29 @@ func checkFiles(t *testing.T, image io.ReaderAt, want map[string][]byte) {
 			t.Errorf("%s: %v", e.Name(), err)
 		} else if !bytes.Equal(got, want[e.Name()]) {
 			t.Errorf("%s: %d bytes that differ from the %d put in", e.Name(), len(got), len(want[e.Name()]))
+		}
+	}
+}
+
+// TestXattrErrors: what cannot be stored is refused with the path that has it.
+func TestXattrErrors(t *testing.T) {
+	big := strings.Repeat("v", 60_000)
+	for name, changes := range map[string][]testimage.Change{
+		"value of 65536 bytes": {func(h *tar.Header) {
+			h.PAXRecords = map[string]string{"LIBARCHIVE.xattr.user.x": base64.StdEncoding.EncodeToString(make([]byte, 65536))}
+		}},
+		"bytes of xattrs on one file": {testimage.Xattr("user.1", big), testimage.Xattr("user.2", big), testimage.Xattr("user.3", big), testimage.Xattr("user.4", big), testimage.Xattr("user.5", big)},
+	} {
+		tarball := builderTar(t, func(b *testimage.Builder) { b.File("dir/file", 0o644, "", changes...) })
+		dir := t.TempDir()
+		out, err := os.Create(filepath.Join(dir, "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		_, err = build.Image(t.Context(), out, out, &tarLayers{tars: [][]byte{tarball}}, build.Options{})
+		if !errors.Is(err, fault.ErrUnsupported) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), `"dir/file"`) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -47,6 +47,9 @@ func (b *builder) entries(n int, l *Layer, r *layer.Reader) (int64, error) {
 
 func (b *builder) entry(n int, e *tarstream.Entry, tr *tarstream.Reader) error {
 	b.dropForeignXattrs(e)
+	if err := erofs.CheckXattrs(e.Xattrs); err != nil {
+		return fmt.Errorf("%q: %w", e.Name, err)
+	}
 	i, err := b.tree.Apply(e)
 	if i == nil || err != nil {
 		return err

@@ -66,17 +66,6 @@ func unpack(t *testing.T, tarball []byte) string {
 	return dir
 }
 
-func builderTar(t *testing.T, write func(b *testimage.Builder)) []byte {
-	t.Helper()
-	var buf bytes.Buffer
-	b := testimage.NewBuilder(&buf)
-	write(b)
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
-}
-
 // TestKernelSizes has a file of every size around the edges that matter:
 // inline tails that just fit or do not, with and without xattrs, compact and
 // extended.

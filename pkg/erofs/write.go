@@ -32,6 +32,9 @@ type WriterOptions struct {
 	BlockSize int  // bytes, a power of two from 512 to 65536; 0: DefaultBlockSize
 	Devices   int  // extra devices: room is left for their slots
 	NoInline  bool // never put a file's last bytes behind its inode
+	// XattrPrefixes are beginnings of attributes' names ("user.mime.") that are
+	// stored once for all; Linux 6.4 and later read them.
+	XattrPrefixes []string
 }
 
 // A DeviceSpec is an extra device that inodes refer to by its number, from 1.
@@ -45,6 +48,9 @@ type Final struct {
 	UUID    [16]byte
 	Label   string       // at most 16 bytes
 	Devices []DeviceSpec // as many as WriterOptions.Devices
+	// BuildTime is when the image was made, in seconds since 1970. Nil: the
+	// most frequent mtime.
+	BuildTime *int64
 	// Trailer makes what is to stand behind the metadata, given the device's
 	// size so far; its length is padded to a block. Nil: nothing.
 	Trailer func(size int64) ([]byte, error)
@@ -66,15 +72,16 @@ type WriteStats struct {
 // What does not fill a block waits in a second file and ends up beside the
 // inode.
 type Writer struct {
-	opts    WriterOptions
-	bits    uint8 // log2 of the block size
-	bs      int64 // block size
-	out     Storage
-	data    appender // files' whole blocks
-	tails   appender
-	scratch Storage
-	first   int64 // offset of the data area
-	sparse  int64 // bytes that sparse files take beside their data
+	opts     WriterOptions
+	bits     uint8 // log2 of the block size
+	bs       int64 // block size
+	out      Storage
+	data     appender // files' whole blocks
+	tails    appender
+	scratch  Storage
+	first    int64 // offset of the data area
+	prefixes []ondisk.LongPrefix
+	sparse   int64 // bytes that sparse files take beside their data
 }
 
 // NewWriter starts an image in out; tails is a temporary file that the caller
@@ -90,11 +97,21 @@ func NewWriter(out, tails Storage, o WriterOptions) (*Writer, error) {
 	if o.Devices < 0 || o.Devices > 1<<16-1 {
 		return nil, fmt.Errorf("%d devices: %w", o.Devices, fault.ErrUnsupported)
 	}
-	head := int64(ondisk.SuperOffset + ondisk.SuperBlockSize + ondisk.DeviceSlotSize*o.Devices)
+	var err error
+	if w.prefixes, err = parsePrefixes(o.XattrPrefixes); err != nil {
+		return nil, err
+	}
+	head := int64(w.prefixOffset() + len(appendPrefixes(nil, w.prefixes)))
 	w.first = w.roundUp(head)
 	w.data = appender{f: out, off: w.first}
 	w.tails = appender{f: tails}
 	return w, nil
+}
+
+// prefixOffset is where the table of long xattr prefixes is: it must lie low,
+// since its offset has 32 bits, in units of 4 bytes.
+func (w *Writer) prefixOffset() int {
+	return ondisk.SuperOffset + ondisk.SuperBlockSize + ondisk.DeviceSlotSize*w.opts.Devices
 }
 
 func (w *Writer) roundUp(n int64) int64 { return (n + w.bs - 1) &^ (w.bs - 1) }

@@ -29,8 +29,8 @@ func (w *Writer) Finish(t *rootfs.Tree, fin Final) (*WriteStats, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.chooseEpoch()
-	if p.xattrs, err = newXattrTable(p.inodes); err != nil {
+	p.chooseEpoch(fin.BuildTime)
+	if p.xattrs, err = newXattrTable(p.inodes, w.prefixes); err != nil {
 		return nil, err
 	}
 	st := &WriteStats{Inodes: int64(len(p.inodes))}
@@ -162,6 +162,15 @@ func (p *plan) superblock(fin Final, size int64) error {
 		ExtraDevices:  uint16(len(fin.Devices)),
 	}
 	copy(sb.VolumeName[:], fin.Label)
+	if fin.BuildTime != nil {
+		sb.BuildTime = uint32(*fin.BuildTime - p.epoch.sec)
+	}
+	if p.xattrs.used {
+		sb.FeatureIncompat |= ondisk.IncompatXattrPrefixes
+		sb.FeatureCompat |= ondisk.CompatPlainXattrPfx
+		sb.XattrPrefixCount = uint8(len(w.prefixes))
+		sb.XattrPrefixStart = uint32(w.prefixOffset() / 4)
+	}
 	root := p.inodes[0].Nid
 	if root > 0xffff {
 		return fmt.Errorf("erofs: root at nid %d", root) // place puts it first
@@ -189,6 +198,7 @@ func (p *plan) superblock(fin Final, size int64) error {
 	if addr >= 1<<32-1 {
 		return fmt.Errorf("image and layers of %d bytes together (at most %d): %w", addr<<w.bits, int64(1<<32-2)<<w.bits, fault.ErrUnsupported)
 	}
+	head = appendPrefixes(head, w.prefixes)
 	n := max(ondisk.ChecksumLen(w.bits), len(head))
 	head = append(head, make([]byte, n-len(head))...)
 	sb.Checksum = ondisk.Checksum(head[:ondisk.ChecksumLen(w.bits)])

@@ -75,7 +75,10 @@ func (p *plan) seen(i *rootfs.Inode) bool {
 
 // chooseEpoch takes the most frequent mtime: inodes that have it can be
 // compact. Sorted, a million different ones take less memory than a map.
-func (p *plan) chooseEpoch() {
+//
+// The superblock has the build time as a distance from the epoch of 32 bits, so
+// that a time which cannot be told so has to be the epoch itself.
+func (p *plan) chooseEpoch(buildTime *int64) {
 	all := make([]mtime, len(p.inodes))
 	for k, i := range p.inodes {
 		all[k] = mtimeOf(i)
@@ -93,6 +96,9 @@ func (p *plan) chooseEpoch() {
 			best, p.epoch = to-from, all[from]
 		}
 		from = to
+	}
+	if b := buildTime; b != nil && (*b < p.epoch.sec || uint64(*b)-uint64(p.epoch.sec) > math.MaxUint32) {
+		p.epoch = mtime{sec: *b}
 	}
 }
 

@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -32,6 +33,51 @@ func xattrIndex(name string) (index uint8, rest string, ok bool) {
 	return 0, "", false
 }
 
+// CheckXattrs reports what keeps a list of attributes, in supported namespaces,
+// from being stored on one file.
+func CheckXattrs(list []tarstream.Xattr) error {
+	n := ondisk.XattrHeaderSize
+	for _, x := range list {
+		_, rest, ok := xattrIndex(x.Name)
+		if !ok || len(rest) > math.MaxUint8 {
+			return fmt.Errorf("xattr %q: no such namespace in EROFS: %w", x.Name, fault.ErrUnsupported)
+		}
+		if len(x.Value) > math.MaxUint16 {
+			return fmt.Errorf("xattr %q: value of %d bytes (at most %d): %w", x.Name, len(x.Value), math.MaxUint16, fault.ErrUnsupported)
+		}
+		e := ondisk.XattrEntry{NameLen: uint8(len(rest)), ValueSize: uint16(len(x.Value))}
+		n += e.Size()
+	}
+	if _, ok := ondisk.XattrIcount(n); !ok {
+		return fmt.Errorf("%d bytes of xattrs on one file: %w", n, fault.ErrUnsupported)
+	}
+	return nil
+}
+
+// parsePrefixes checks WriterOptions.XattrPrefixes.
+func parsePrefixes(names []string) ([]ondisk.LongPrefix, error) {
+	if len(names) > ondisk.XattrLongPrefixMask+1 {
+		return nil, fault.Usagef("%d xattr prefixes (at most %d)", len(names), ondisk.XattrLongPrefixMask+1)
+	}
+	var list []ondisk.LongPrefix
+	for _, name := range names {
+		index, infix, ok := xattrIndex(name)
+		if !ok || infix == "" || len(infix) > math.MaxUint8 {
+			return nil, fault.Usagef("xattr prefix %q: it must begin with a namespace (like \"user.\") and go on", name)
+		}
+		list = append(list, ondisk.LongPrefix{BaseIndex: index, Infix: infix})
+	}
+	return list, nil
+}
+
+// appendPrefixes appends the table of long prefixes.
+func appendPrefixes(dst []byte, list []ondisk.LongPrefix) []byte {
+	for _, p := range list {
+		dst = p.Append(dst)
+	}
+	return dst
+}
+
 // xattrBound is the most that a set can take behind an inode, in bytes.
 func xattrBound(s *rootfs.XattrSet) int64 {
 	if s == nil {
@@ -49,14 +95,16 @@ func xattrBound(s *rootfs.XattrSet) int64 {
 // An xattrTable knows which attributes are stored once for all, and gives each
 // set its form behind an inode.
 type xattrTable struct {
-	shared map[tarstream.Xattr]uint32 // id: offset in the shared area / 4
-	area   []byte                     // the shared area
-	bodies map[*rootfs.XattrSet][]byte
+	prefixes []ondisk.LongPrefix
+	used     bool                       // a long prefix is
+	shared   map[tarstream.Xattr]uint32 // id: offset in the shared area / 4
+	area     []byte                     // the shared area
+	bodies   map[*rootfs.XattrSet][]byte
 }
 
 // newXattrTable looks at the sets of all inodes, in image order.
-func newXattrTable(inodes []*rootfs.Inode) (*xattrTable, error) {
-	t := &xattrTable{shared: make(map[tarstream.Xattr]uint32), bodies: make(map[*rootfs.XattrSet][]byte)}
+func newXattrTable(inodes []*rootfs.Inode, prefixes []ondisk.LongPrefix) (*xattrTable, error) {
+	t := &xattrTable{prefixes: prefixes, shared: make(map[tarstream.Xattr]uint32), bodies: make(map[*rootfs.XattrSet][]byte)}
 	uses := make(map[tarstream.Xattr]int)
 	var order []tarstream.Xattr
 	var sets []*rootfs.XattrSet
@@ -75,7 +123,7 @@ func newXattrTable(inodes []*rootfs.Inode) (*xattrTable, error) {
 		}
 	}
 	for _, x := range order {
-		e, err := encodeXattr(nil, x)
+		e, err := t.encodeXattr(nil, x)
 		if err != nil {
 			return nil, err
 		}
@@ -110,7 +158,7 @@ func (t *xattrTable) encode(s *rootfs.XattrSet) ([]byte, error) {
 			continue
 		}
 		var err error
-		if inline, err = encodeXattr(inline, x); err != nil {
+		if inline, err = t.encodeXattr(inline, x); err != nil {
 			return nil, err
 		}
 	}
@@ -127,14 +175,19 @@ func (t *xattrTable) encode(s *rootfs.XattrSet) ([]byte, error) {
 	return b, nil
 }
 
-func encodeXattr(dst []byte, x tarstream.Xattr) ([]byte, error) {
-	index, rest, ok := xattrIndex(x.Name)
-	if !ok || len(rest) > 255 {
-		return nil, fmt.Errorf("xattr %q: no such namespace in EROFS: %w", x.Name, fault.ErrUnsupported)
+func (t *xattrTable) encodeXattr(dst []byte, x tarstream.Xattr) ([]byte, error) {
+	if err := CheckXattrs([]tarstream.Xattr{x}); err != nil {
+		return nil, err
 	}
-	if len(x.Value) > 0xffff {
-		return nil, fmt.Errorf("xattr %q: value of %d bytes (at most 65535): %w", x.Name, len(x.Value), fault.ErrUnsupported)
+	index, rest, _ := xattrIndex(x.Name)
+	best := ""
+	for k, p := range t.prefixes { // the longest one that fits, of equals the first
+		if len(p.Infix) > len(best) && strings.HasPrefix(x.Name, ondisk.XattrPrefixes[p.BaseIndex]+p.Infix) {
+			best = p.Infix
+			index, t.used = ondisk.XattrLongPrefix|uint8(k), true
+		}
 	}
+	rest = rest[len(best):]
 	e := ondisk.XattrEntry{NameLen: uint8(len(rest)), NameIndex: index, ValueSize: uint16(len(x.Value))}
 	dst = e.Append(dst)
 	dst = append(dst, rest...)

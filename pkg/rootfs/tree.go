@@ -183,6 +183,27 @@ func (t *Tree) All() iter.Seq2[string, *Inode] {
 // Count is at least the number of the tree's inodes.
 func (t *Tree) Count() int64 { return t.count }
 
+// Prune takes away the paths that match tells, which come without a leading
+// slash, and all that is below them. A file that has another name stays under
+// that one.
+func (t *Tree) Prune(match func(path []byte) bool) {
+	t.prune(t.root, nil, match)
+}
+
+func (t *Tree) prune(dir *Inode, prefix []byte, match func(path []byte) bool) {
+	// Backwards, since the last entry moves to where one was removed.
+	for k := dir.Len() - 1; k >= 0; k-- {
+		name, i := dir.Entry(k)
+		path := append(prefix, name...)
+		switch {
+		case match(path):
+			t.unlinkAt(dir, k)
+		case i.IsDir():
+			t.prune(i, append(path, '/'), match)
+		}
+	}
+}
+
 // newInode allocates in slabs: one garbage-collected object for many inodes.
 func (t *Tree) newInode() *Inode {
 	if len(t.slab) == 0 {

@@ -137,6 +137,8 @@ func TestHostile(t *testing.T) {
 		{"records of 16 MiB + 1", strings.NewReader(head('g', maxMeta+1) + a), fault.ErrUnsupported, 1},
 		{"more records than allowed", &endless{head('x', maxMeta), "6 ab=\n"}, fault.ErrCorrupt, 200},
 		{"ever more global records", globals(), fault.ErrUnsupported, 2},
+		{"global records of 80 KiB", strings.NewReader(global("a", strings.Repeat("v", 40<<10)) + global("b", strings.Repeat("v", 40<<10))), fault.ErrUnsupported, 1},
+		{"global record of 40 KiB, twice", strings.NewReader(global("a", strings.Repeat("v", 40<<10)) + global("a", strings.Repeat("w", 40<<10)) + a + end), io.EOF, 1},
 		{"file of 2^63-1 bytes", strings.NewReader(head('0', 1<<63-1) + a), fault.ErrCorrupt, 1},
 		{"file of 2^62 bytes", strings.NewReader(head('0', 1<<62) + a), io.ErrUnexpectedEOF, 1},
 		{"file of -1 bytes", strings.NewReader(head('0', -1) + a), fault.ErrCorrupt, 1},

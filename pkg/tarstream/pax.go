@@ -22,6 +22,9 @@ const (
 	// maxGlobal bounds the records of all global headers together: each of
 	// them is looked at for each entry.
 	maxGlobal = 256
+	// maxGlobalBytes bounds their bytes: xattrs among them are copied for each
+	// entry. What is found in practice is the name of a git commit.
+	maxGlobalBytes = 64 << 10
 )
 
 // parseRecords appends the records of the body of an 'x' or 'g' entry to recs:
@@ -74,6 +77,13 @@ func mergeGlobal(global, more []record) ([]record, error) {
 			return nil, fmt.Errorf("more than %d records in global headers: %w", maxGlobal, fault.ErrUnsupported)
 		}
 		global = append(global, record{bytes.Clone(m.key), bytes.Clone(m.value)})
+	}
+	size := 0
+	for _, r := range global {
+		size += len(r.key) + len(r.value)
+	}
+	if size > maxGlobalBytes {
+		return nil, fmt.Errorf("%d bytes of records in global headers (at most %d): %w", size, maxGlobalBytes, fault.ErrUnsupported)
 	}
 	return global, nil
 }

@@ -1,0 +1,113 @@
+package build
+
+import (
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+)
+
+// compileGlob translates a pattern of Options.Exclude.
+//
+// A pattern without a slash is held against names, wherever they are; one with
+// a slash against whole paths from the root ("/tmp" is the root's tmp alone).
+// What a pattern matches is left out with all that is below it; patterns see
+// the finished tree, not the archives' entries, so that neither a path through
+// a symbolic link nor a hard link gets around them: a file that has another
+// name stays under that one.
+//
+//   - any bytes but slashes       **     any bytes
+//     ?      any byte but a slash        [a-z]  one of these, [!a-z] none of them
+//     \c     c itself
+func compileGlob(glob string) (*regexp.Regexp, error) {
+	bad := func(what string) error { return fault.Usagef("pattern %q: %s", glob, what) }
+	whole := strings.Contains(glob, "/")
+	rest := strings.TrimSuffix(strings.TrimPrefix(glob, "/"), "/")
+	if rest == "" {
+		return nil, bad("nothing in it")
+	}
+	var re strings.Builder
+	re.WriteString(`(?s)^`)
+	if !whole {
+		re.WriteString(`(?:.*/)?`)
+	}
+	for rest != "" {
+		switch c := rest[0]; {
+		case strings.HasPrefix(rest, "**/"):
+			re.WriteString(`(?:.*/)?`) // "a/**/b" is "a/b", too
+			rest = rest[3:]
+		case strings.HasPrefix(rest, "**"):
+			re.WriteString(`.*`)
+			rest = rest[2:]
+		case c == '*':
+			re.WriteString(`[^/]*`)
+			rest = rest[1:]
+		case c == '?':
+			re.WriteString(`[^/]`)
+			rest = rest[1:]
+		case c == '[':
+			class, n := globClass(rest)
+			if n == 0 {
+				return nil, bad("a class without its end")
+			}
+			re.WriteString(class)
+			rest = rest[n:]
+		case c == '\\' && len(rest) == 1:
+			return nil, bad("it ends in a backslash")
+		case c == '\\':
+			re.WriteString(regexp.QuoteMeta(rest[1:2]))
+			rest = rest[2:]
+		default:
+			re.WriteString(regexp.QuoteMeta(rest[:1]))
+			rest = rest[1:]
+		}
+	}
+	re.WriteString(`$`)
+	compiled, err := regexp.Compile(re.String())
+	if err != nil {
+		return nil, bad("not understood") // a range that goes backwards, say
+	}
+	return compiled, nil
+}
+
+// globClass translates a class at the beginning of s, of n bytes; n is 0 where
+// it has no end. As in the shell, a first "]" is one of its members.
+func globClass(s string) (class string, n int) {
+	body := s[1:]
+	var re strings.Builder
+	re.WriteByte('[')
+	if body != "" && (body[0] == '!' || body[0] == '^') {
+		re.WriteString(`^/`)
+		body = body[1:]
+	}
+	for first := true; body != ""; first = false {
+		c := body[0]
+		body = body[1:]
+		switch {
+		case c == ']' && !first:
+			re.WriteByte(']')
+			return re.String(), len(s) - len(body)
+		case c == '-':
+			re.WriteByte('-')
+		default:
+			if c != '\\' {
+				body = s[len(s)-len(body)-1:] // c again
+			}
+			_, width := utf8.DecodeRuneInString(body)
+			re.WriteString(regexp.QuoteMeta(body[:width]))
+			body = body[width:]
+		}
+	}
+	return "", 0
+}
+
+// excluded tells whether a path, without a leading slash, is to be left out.
+func (b *builder) excluded(path []byte) bool {
+	for _, re := range b.exclude {
+		if re.Match(path) {
+			return true
+		}
+	}
+	return false
+}
