@@ -3,6 +3,7 @@ GO          ?= go
 STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 COMMANDS     = $(notdir $(filter-out cmd/internal,$(wildcard cmd/*)))
 REF         ?=
+FETCH_FLAGS ?=
 
 export CGO_ENABLED = 0
 
@@ -24,8 +25,8 @@ CONCURRENT = $(addprefix ./pkg/,blockmap disk layer nbd ociarchive registry sour
 race: ## the tests of concurrent code under the race detector (wants a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(CONCURRENT)
 
-demo: build ## an image from a registry to a mounted EROFS, whole and lazily; REF=... takes another image
-	$(GO) run ./internal/demo -bin bin $(if $(REF),-ref '$(REF)')
+demo: build ## an image from a registry to a mounted EROFS, whole and lazily (REF=..., FETCH_FLAGS=--plain-http)
+	$(GO) run ./internal/demo -bin bin $(if $(REF),-ref '$(REF)') $(if $(FETCH_FLAGS),-fetch-flags '$(FETCH_FLAGS)')
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')) && if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi
