@@ -72,6 +72,9 @@ func run(ctx context.Context, env *cli.Env) error {
 	if !f.Quiet {
 		o.Notify = func(line string) { c.progress.Line(env.Name + ": " + line) }
 	}
+	if f.Verbose && !f.Quiet {
+		o.Verbose = o.Notify
+	}
 	o.Concurrency, o.Retries = f.Jobs, f.Retries
 	if c.platform, err = f.Target(); err != nil {
 		return err

@@ -206,7 +206,7 @@ func (b *aheadBlob) wait() (err error) {
 	}
 	if errors.Is(p.err, fault.ErrUnsupported) {
 		b.a.stop()
-		b.plain, err = newResumer(b.ctx, b.blob.d, b.blob.at.o, b.off)
+		b.plain, err = newResumer(b.ctx, b.blob.d, rested(b.blob.at.from), b.off)
 		return err
 	}
 	if p.err == nil {

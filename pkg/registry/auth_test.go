@@ -193,7 +193,7 @@ func TestRealm(t *testing.T) {
 		{"https", "192.0.2.1", "", nil, false},
 		{"https", "192.0.2.1", "gopher://192.0.2.7/", nil, false},
 	} {
-		c := &client{o: &Options{TokenServers: tt.trusted}, scheme: tt.scheme, host: tt.host}
+		c := &client{o: &Options{TokenServers: tt.trusted}, base: url.URL{Scheme: tt.scheme}, host: tt.host}
 		_, err := (&authorizer{c: c}).realm(t.Context(), tt.realm)
 		if (err == nil) != tt.ok || err != nil && !errors.Is(err, fault.ErrUnauthorized) {
 			t.Errorf("%s://%s, realm %s: %v", tt.scheme, tt.host, tt.realm, err)

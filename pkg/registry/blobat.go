@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
-	"sync/atomic"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -19,12 +17,9 @@ import (
 // read. It is safe for many readers at once. What it gives is not verified.
 type BlobAt struct {
 	r    *Repository
-	o    *origin
+	from []*origin // the best one first
 	what string
 	size int64
-	// location is where the registry last redirected us. Most keep blobs
-	// elsewhere, and would otherwise be asked twice for each read.
-	location atomic.Pointer[url.URL]
 }
 
 // BlobAt opens a blob for random access. Nothing is sent, except to find out a
@@ -33,21 +28,22 @@ func (r *Repository) BlobAt(ctx context.Context, d ocispec.Descriptor) (*BlobAt,
 	if err := checkBlob(d); err != nil {
 		return nil, err
 	}
-	b := &BlobAt{
-		r: r, size: d.Size, what: "blob " + d.Digest.String(),
-		o: &origin{c: r.c, u: r.c.url("blobs", d.Digest.String())},
+	from, err := r.origins(d.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.name, err)
 	}
+	b := &BlobAt{r: r, size: d.Size, what: "blob " + d.Digest.String(), from: from}
 	if d.Size > 0 && !ociimage.IsForeign(d.MediaType) {
 		return b, nil
 	}
-	err := b.probe(ctx)
+	err = b.probe(ctx)
 	if errors.Is(err, fault.ErrNotFound) && ociimage.IsForeign(d.MediaType) {
 		for _, s := range d.URLs[:min(len(d.URLs), maxForeign)] {
 			u, err2 := parseForeign(s)
 			if err2 != nil {
 				continue
 			}
-			b.o = &origin{c: r.c, u: u, foreign: true}
+			b.from = []*origin{{c: r.own(), u: u, foreign: true}}
 			if err = b.probe(ctx); err == nil {
 				break
 			}
@@ -67,20 +63,50 @@ func (b *BlobAt) Close() error { return nil }
 
 // probe asks for one byte, to learn what the range of it is a part of.
 func (b *BlobAt) probe(ctx context.Context) error {
-	retry := retrier{c: b.r.c}
+	a := attempts{from: b.from}
 	for {
-		err := b.probeOnce(ctx)
+		err := b.probeOnce(ctx, a.origin())
 		if err == nil {
+			a.origin().c.gave()
 			return nil
 		}
-		if err := retry.again(ctx, err); err != nil {
+		if err := a.again(ctx, err); err != nil {
 			return err
 		}
 	}
 }
 
-func (b *BlobAt) probeOnce(ctx context.Context) error {
-	resp, err := b.request(ctx, 0, 1)
+// attempts goes through the origins of a blob, those that failed lately last,
+// with each as often as that makes sense.
+type attempts struct {
+	from  []*origin
+	i     int
+	retry retrier
+}
+
+func (a *attempts) origin() *origin {
+	if a.retry.c == nil {
+		if len(a.from) > 1 {
+			a.from = rested(a.from)
+		}
+		a.retry.c = a.from[0].c
+	}
+	return a.from[a.i]
+}
+
+func (a *attempts) again(ctx context.Context, err error) error {
+	err = a.retry.again(ctx, err)
+	if err == nil || ctx.Err() != nil || a.i+1 == len(a.from) {
+		return err
+	}
+	a.i++
+	a.from[a.i-1].c.failed(err, a.from[a.i].c)
+	a.retry = retrier{c: a.from[a.i].c}
+	return nil
+}
+
+func (b *BlobAt) probeOnce(ctx context.Context, o *origin) error {
+	resp, err := b.request(ctx, o, 0, 1)
 	if err != nil {
 		return err
 	}
@@ -123,15 +149,16 @@ func (b *BlobAt) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 		return 0, context.Cause(ctx)
 	}
 	done := 0
-	retry := retrier{c: b.r.c}
+	a := attempts{from: b.from}
 	for done < len(p) {
-		n, err := b.read(ctx, p[done:], off+int64(done))
+		n, err := b.read(ctx, a.origin(), p[done:], off+int64(done))
 		done += n
 		if n > 0 {
-			retry.progress()
+			a.retry.progress()
+			a.origin().c.gave()
 		}
 		if err != nil {
-			if err := retry.again(ctx, err); err != nil {
+			if err := a.again(ctx, err); err != nil {
 				return done, err
 			}
 		}
@@ -141,9 +168,9 @@ func (b *BlobAt) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 
 // read sends one request and reads its answer, which may be shorter than p, but
 // is not empty unless there is an error.
-func (b *BlobAt) read(ctx context.Context, p []byte, off int64) (int, error) {
+func (b *BlobAt) read(ctx context.Context, o *origin, p []byte, off int64) (int, error) {
 	end := off + int64(len(p))
-	resp, err := b.request(ctx, off, end)
+	resp, err := b.request(ctx, o, off, end)
 	if err != nil {
 		return 0, err
 	}
@@ -165,7 +192,7 @@ func (b *BlobAt) read(ctx context.Context, p []byte, off int64) (int, error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return n, fmt.Errorf("%s: broke at byte %d: %w", b.what, off+int64(n), b.r.c.secrets.scrub(err))
+		return n, fmt.Errorf("%s: broke at byte %d: %w", b.what, off+int64(n), o.c.secrets.scrub(err))
 	}
 	if resp.ContentLength < 0 {
 		// A connection is used again only if the end of a chunked body was seen.
@@ -176,26 +203,26 @@ func (b *BlobAt) read(ctx context.Context, p []byte, off int64) (int, error) {
 
 // request asks for [off, end): where the registry last sent us, if it did, and
 // else, or if that address is good no more, at the registry.
-func (b *BlobAt) request(ctx context.Context, off, end int64) (*http.Response, error) {
+func (b *BlobAt) request(ctx context.Context, o *origin, off, end int64) (*http.Response, error) {
 	header := rangeHeader(off, end)
-	if u := b.location.Load(); u != nil {
-		resp, err := (&origin{c: b.r.c, u: u, foreign: true}).get(ctx, header, b.what)
+	if u := o.location.Load(); u != nil {
+		resp, err := (&origin{c: o.c, u: u, foreign: true}).get(ctx, header, b.what)
 		if err == nil || ctx.Err() != nil {
 			return resp, err
 		}
-		b.location.CompareAndSwap(u, nil)
+		o.location.CompareAndSwap(u, nil)
 		// A refusal means that the address has expired. Other failures are
 		// counted and waited for as any.
-		if se, ok := errors.AsType[*statusError](err); !ok || se.status >= 500 || b.r.c.retryable(err) {
+		if se, ok := errors.AsType[*statusError](err); !ok || se.status >= 500 || o.c.retryable(err) {
 			return nil, err
 		}
 	}
-	resp, err := b.o.get(ctx, header, b.what)
+	resp, err := o.get(ctx, header, b.what)
 	if err != nil {
 		return nil, err
 	}
-	if final := resp.Request.URL; !sameOrigin(final, b.o.u) {
-		b.location.Store(final)
+	if final := resp.Request.URL; o.left(final) {
+		o.location.Store(final)
 	}
 	return resp, nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -26,26 +27,35 @@ const maxErrorBody = 8 << 10
 // client sends requests to one host on behalf of one repository.
 type client struct {
 	o         *Options
-	ref       Reference
-	scheme    string
-	host      string // with port
+	ref       Reference // what the repository is called there
+	place     place
+	base      url.URL // of the API; its scheme counts only once sure
+	host      string  // with port
 	transport *http.Transport
 	auth      *authorizer
 	secrets   secrets
-	answered  atomic.Bool // the host has answered at least once
+	answered  atomic.Bool  // the host has answered at least once
+	used      atomic.Bool  // it has given something
+	rests     atomic.Int64 // until when it is asked last, after a failure; Unix nanoseconds
+
+	mu   sync.Mutex
+	sure bool // the scheme is the right one
 }
 
-func newClient(ref Reference, o *Options) (*client, error) {
-	t, err := newTransport(o)
+func newClient(p place, user Options) (*client, error) {
+	o := p.options(user)
+	t, err := newTransport(o, &p)
 	if err != nil {
 		return nil, err
 	}
-	c := &client{o: o, ref: ref, scheme: "https", host: ref.host(), transport: t}
-	if o.PlainHTTP {
-		c.scheme = "http"
-	}
-	c.auth = newAuthorizer(c, ref.Repository)
+	c := &client{o: o, ref: p.ref, place: p, transport: t}
+	c.base, c.sure = p.address(o.PlainHTTP)
+	c.host = c.base.Host
+	c.auth = newAuthorizer(c, p.ref.Repository)
 	c.secrets.add(o.Password)
+	for _, values := range p.header {
+		c.secrets.add(values...)
+	}
 	return c, nil
 }
 
@@ -55,15 +65,68 @@ func (c *client) notify(format string, args ...any) {
 	}
 }
 
+func (c *client) verbose(format string, args ...any) {
+	if c.o.Verbose != nil {
+		c.o.Verbose(c.secrets.scrubText(fmt.Sprintf(format, args...)))
+	}
+}
+
+// scheme is how the host is spoken to, as far as that is known.
+func (c *client) scheme() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.base.Scheme
+}
+
 // url is an endpoint of the repository. ref must be a valid tag or digest.
 func (c *client) url(kind, ref string) *url.URL {
-	return &url.URL{Scheme: c.scheme, Host: c.host, Path: "/v2/" + c.ref.Repository + "/" + kind + "/" + ref}
+	u := &url.URL{Scheme: c.scheme(), Host: c.host, Path: c.base.Path + "/" + c.ref.Repository + "/" + kind + "/" + ref}
+	if c.place.namespace != "" {
+		u.RawQuery = url.Values{"ns": {c.place.namespace}}.Encode()
+	}
+	return u
+}
+
+// findScheme asks a host that may speak plain HTTP what it speaks. HTTPS is
+// preferred.
+func (c *client) findScheme(ctx context.Context) error {
+	c.mu.Lock()
+	sure, u := c.sure, c.base
+	c.mu.Unlock()
+	if sure {
+		return nil
+	}
+	u.Scheme, u.Path = "https", u.Path+"/"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.roundTrip(req)
+	if err == nil {
+		discard(resp)
+	} else if errors.Is(err, errPlainHTTP) || errors.Is(err, syscall.ECONNREFUSED) {
+		u.Scheme = "http"
+	} else {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sure, c.base.Scheme = true, u.Scheme
+	return nil
 }
 
 // get sends one GET or HEAD to the registry, with what authentication it wants,
 // and follows redirects. Any answer but 200 and 206 is an error. what names the
 // thing that is asked for.
 func (c *client) get(ctx context.Context, method string, u *url.URL, header http.Header, what string) (*http.Response, error) {
+	if err := c.findScheme(ctx); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if u.Host == c.host && u.Scheme != c.scheme() {
+		v := *u
+		v.Scheme = c.scheme()
+		u = &v
+	}
 	used, fresh := c.auth.current(), false
 	for {
 		resp, err := c.send(ctx, method, u, header, used)
@@ -96,6 +159,11 @@ func (c *client) send(ctx context.Context, method string, u *url.URL, header htt
 		req.Header[k] = v
 	}
 	req.Header.Set("User-Agent", c.o.UserAgent)
+	if sameOrigin(u, &url.URL{Scheme: c.scheme(), Host: c.host}) {
+		for k, v := range c.place.header {
+			req.Header[k] = v
+		}
+	}
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
@@ -138,6 +206,9 @@ func (c *client) follow(req *http.Request) (*http.Response, error) {
 		req.URL, req.Host = next, ""
 		if left = left || !sameOrigin(first, next); left {
 			req.Header.Del("Authorization")
+			for k := range c.place.header {
+				req.Header.Del(k)
+			}
 		}
 	}
 }

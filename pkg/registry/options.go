@@ -15,6 +15,14 @@ type Options struct {
 	Password string
 	AuthFile string // docker's config.json or podman's auth.json; "": the usual places
 
+	// RegistriesConf is a containers-registries.conf(5) of version 2, and
+	// HostsDir a directory as containerd's certs.d. They say where else an
+	// image's registry is mirrored, and win in this order. "": where they
+	// usually are, or what $CONTAINERS_REGISTRIES_CONF and $LAYERPIPE_HOSTS_DIR
+	// name.
+	RegistriesConf string
+	HostsDir       string
+
 	// TokenServers are hosts, with or without a port, that may be token servers
 	// although they have internal addresses and the registry has none.
 	TokenServers []string
@@ -37,6 +45,9 @@ type Options struct {
 	// request takes its time: retries, mostly. It may be called by many
 	// goroutines at once.
 	Notify func(line string)
+	// Verbose gets what only a curious user wants to know: which mirror is used.
+	// It is called as Notify is.
+	Verbose func(line string)
 }
 
 // setDefaults replaces zeros by what they stand for.

@@ -8,24 +8,28 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
-// origin is where a blob is asked for: at the registry, or at the address of a
-// foreign layer.
+// origin is where a blob is asked for: at the registry, at a mirror, or at the
+// address of a foreign layer.
 type origin struct {
 	c       *client
 	u       *url.URL
 	foreign bool
+	// location is where random reads were last redirected. Most registries keep
+	// blobs elsewhere, and would otherwise be asked twice for each read.
+	location atomic.Pointer[url.URL]
 }
 
 // get asks for a blob, or for a range of it.
-func (o *origin) get(ctx context.Context, header http.Header, what string) (*http.Response, error) {
+func (o *origin) get(ctx context.Context, header http.Header, what string) (resp *http.Response, err error) {
 	if !o.foreign {
 		return o.c.get(ctx, http.MethodGet, o.u, header, what)
 	}
-	resp, err := o.c.send(ctx, http.MethodGet, o.u, header, "")
+	resp, err = o.c.send(ctx, http.MethodGet, o.u, header, "")
 	if err != nil {
 		return nil, fmt.Errorf("%s at %s: %w", what, o.u.Host, o.c.secrets.scrub(err))
 	}
@@ -33,6 +37,15 @@ func (o *origin) get(ctx context.Context, header http.Header, what string) (*htt
 		return nil, o.c.statusError(what, resp)
 	}
 	return resp, nil
+}
+
+// left reports whether an address is at another place than the origin.
+func (o *origin) left(u *url.URL) bool {
+	home := *o.u
+	if !o.foreign {
+		home.Scheme = o.c.scheme()
+	}
+	return !sameOrigin(&home, u)
 }
 
 // parseForeign accepts the address of a foreign layer: HTTPS only.

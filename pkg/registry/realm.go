@@ -27,7 +27,7 @@ func (a *authorizer) realm(ctx context.Context, s string) (*url.URL, error) {
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" {
 		return refuse("with a bad address")
 	}
-	if u.Scheme == "http" && a.c.scheme == "https" {
+	if u.Scheme == "http" && a.c.scheme() == "https" {
 		return refuse(u.Host + " without encryption")
 	}
 	name := u.Hostname()

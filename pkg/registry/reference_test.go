@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -87,7 +88,7 @@ func FuzzParseReference(f *testing.F) {
 		if err != nil || again != r {
 			t.Errorf("%q is %#v, which is parsed as %#v, %v", s, r, again, err)
 		}
-		u := (&client{ref: r, scheme: "https", host: r.host()}).url("manifests", r.identifier())
+		u := (&client{ref: r, base: url.URL{Scheme: "https", Path: "/v2"}, sure: true, host: r.host()}).url("manifests", r.identifier())
 		if strings.Contains(u.Path, "..") && !strings.Contains(r.Tag, "..") {
 			t.Errorf("%q leads to %s", s, u)
 		}

@@ -27,24 +27,14 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 	if err := ociimage.CheckDigest(subject); err != nil {
 		return nil, err
 	}
-	u := r.c.url("referrers", subject.String())
-	if artifactType != "" {
-		u.RawQuery = url.Values{"artifactType": {artifactType}}.Encode()
-	}
+	// What is attached changes, as tags do.
 	var list []ocispec.Descriptor
-	for page := 0; u != nil; page++ {
-		if page == maxReferrerPages {
-			return nil, fmt.Errorf("%s: referrers of %s: over %d pages: %w", r.name, subject, maxReferrerPages, fault.ErrCorrupt)
-		}
-		x, next, err := r.referrersPage(ctx, u, "referrers of "+subject.String())
-		if errors.Is(err, fault.ErrNotFound) && page == 0 {
-			x, err = r.referrersTag(ctx, subject)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", r.name, err)
-		}
-		list = append(list, x...)
-		u = next
+	err := r.each(ctx, byTag, func(c *client) (err error) {
+		list, err = c.referrers(ctx, subject, artifactType)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.name, err)
 	}
 	// A registry need not have filtered.
 	return slices.DeleteFunc(list, func(d ocispec.Descriptor) bool {
@@ -52,11 +42,35 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 	}), nil
 }
 
+func (c *client) referrers(ctx context.Context, subject digest.Digest, artifactType string) (list []ocispec.Descriptor, err error) {
+	u := c.url("referrers", subject.String())
+	if artifactType != "" {
+		q := u.Query()
+		q.Set("artifactType", artifactType)
+		u.RawQuery = q.Encode()
+	}
+	for page := 0; u != nil; page++ {
+		if page == maxReferrerPages {
+			return nil, fmt.Errorf("referrers of %s: over %d pages: %w", subject, maxReferrerPages, fault.ErrCorrupt)
+		}
+		x, next, err := c.referrersPage(ctx, u, "referrers of "+subject.String())
+		if errors.Is(err, fault.ErrNotFound) && page == 0 {
+			x, err = c.referrersTag(ctx, subject)
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, x...)
+		u = next
+	}
+	return list, nil
+}
+
 // referrersPage gets one answer, and where the next one is.
-func (r *Repository) referrersPage(ctx context.Context, u *url.URL, what string) (list []ocispec.Descriptor, next *url.URL, err error) {
-	retry := retrier{c: r.c}
+func (c *client) referrersPage(ctx context.Context, u *url.URL, what string) (list []ocispec.Descriptor, next *url.URL, err error) {
+	retry := retrier{c: c}
 	for {
-		list, next, err = r.referrersOnce(ctx, u, what)
+		list, next, err = c.referrersOnce(ctx, u, what)
 		if err == nil {
 			return list, next, nil
 		}
@@ -66,8 +80,8 @@ func (r *Repository) referrersPage(ctx context.Context, u *url.URL, what string)
 	}
 }
 
-func (r *Repository) referrersOnce(ctx context.Context, u *url.URL, what string) ([]ocispec.Descriptor, *url.URL, error) {
-	resp, err := r.c.get(ctx, http.MethodGet, u, http.Header{"Accept": {ocispec.MediaTypeImageIndex}}, what)
+func (c *client) referrersOnce(ctx context.Context, u *url.URL, what string) ([]ocispec.Descriptor, *url.URL, error) {
+	resp, err := c.get(ctx, http.MethodGet, u, http.Header{"Accept": {ocispec.MediaTypeImageIndex}}, what)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -98,11 +112,11 @@ func nextPage(u *url.URL, link string) *url.URL {
 }
 
 // referrersTag is the list under its tag; there is none if nothing is attached.
-func (r *Repository) referrersTag(ctx context.Context, subject digest.Digest) ([]ocispec.Descriptor, error) {
+func (c *client) referrersTag(ctx context.Context, subject digest.Digest) ([]ocispec.Descriptor, error) {
 	// The distribution-spec cuts both parts of the tag.
 	algorithm, hex := subject.Algorithm().String(), subject.Encoded()
 	tag := algorithm[:min(len(algorithm), 32)] + "-" + hex[:min(len(hex), 64)]
-	d, b, err := r.manifest(ctx, tag, ocispec.Descriptor{})
+	d, b, err := c.manifest(ctx, tag, ocispec.Descriptor{})
 	if errors.Is(err, fault.ErrNotFound) {
 		return nil, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -68,7 +69,7 @@ func manifestOf(config ocispec.Descriptor, layers ...ocispec.Descriptor) ocispec
 func (w *world) options(t testing.TB) Options {
 	return Options{
 		PlainHTTP: true, RetryWait: time.Millisecond, Retries: 4, IdleTimeout: 20 * time.Second,
-		AuthFile: emptyAuthFile(t),
+		AuthFile: emptyAuthFile(t), RegistriesConf: os.DevNull, HostsDir: t.TempDir(),
 		Notify: func(line string) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

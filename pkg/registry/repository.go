@@ -20,26 +20,42 @@ import (
 type Repository struct {
 	name  string
 	ref   Reference
-	c     *client
+	all   []*client     // of the mirrors, then the registry's own
 	slots chan struct{} // random reads under way
 }
 
-// Open makes a Repository of a reference in docker's grammar. Nothing is sent
-// yet.
+// Open makes a Repository of a reference in docker's grammar, where the
+// configuration of mirrors says that it is. Nothing is sent yet.
 func Open(ref string, o Options) (*Repository, error) {
-	r, err := ParseReference(ref)
-	if err != nil {
-		return nil, err
-	}
 	o.setDefaults()
-	c, err := newClient(r, &o)
+	conf, err := o.registriesConf()
 	if err != nil {
 		return nil, err
 	}
-	if r.Warning != "" {
-		c.notify("%s", r.Warning)
+	full, aliased := conf.alias(ref)
+	parsed, err := ParseReference(full)
+	if err != nil {
+		return nil, err
 	}
-	return &Repository{name: ref, ref: r, c: c, slots: make(chan struct{}, o.Concurrency)}, nil
+	r := &Repository{name: ref, ref: parsed, slots: make(chan struct{}, o.Concurrency)}
+	places, err := o.places(conf, parsed)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	for _, p := range places {
+		c, err := newClient(p, o)
+		if err != nil {
+			return nil, err
+		}
+		r.all = append(r.all, c)
+	}
+	if parsed.Warning != "" {
+		r.own().notify("%s", parsed.Warning)
+	}
+	if aliased {
+		r.own().verbose("%s stands for %s", ref, parsed)
+	}
+	return r, nil
 }
 
 // Name is the reference as it was given.
@@ -50,7 +66,9 @@ func (r *Repository) Reference() Reference { return r.ref }
 
 // Close drops the idle connections.
 func (r *Repository) Close() error {
-	r.c.transport.CloseIdleConnections()
+	for _, c := range r.all {
+		c.transport.CloseIdleConnections()
+	}
 	return nil
 }
 
@@ -74,11 +92,24 @@ func (r *Repository) Resolve(ctx context.Context, p *ocispec.Platform) (*ociimag
 
 // Manifest fetches what the reference names, an index or a manifest.
 func (r *Repository) Manifest(ctx context.Context) (ocispec.Descriptor, []byte, error) {
-	d, b, err := r.manifest(ctx, r.ref.identifier(), ocispec.Descriptor{Digest: r.ref.Digest})
+	kind := byTag
+	if r.ref.Digest != "" {
+		kind = byDigest
+	}
+	d, b, err := r.manifest(ctx, kind, r.ref.identifier(), ocispec.Descriptor{Digest: r.ref.Digest})
 	if err != nil {
 		return d, nil, fmt.Errorf("%s: %w", r.name, err)
 	}
 	return d, b, nil
+}
+
+// manifest asks one place after another.
+func (r *Repository) manifest(ctx context.Context, k kind, id string, want ocispec.Descriptor) (d ocispec.Descriptor, b []byte, err error) {
+	err = r.each(ctx, k, func(c *client) error {
+		d, b, err = c.manifest(ctx, id, want)
+		return err
+	})
+	return d, b, err
 }
 
 // FetchManifest implements ociimage.Fetcher.
@@ -86,7 +117,7 @@ func (r *Repository) FetchManifest(ctx context.Context, d ocispec.Descriptor) ([
 	if err := ociimage.CheckDescriptor(d); err != nil {
 		return nil, err
 	}
-	_, b, err := r.manifest(ctx, d.Digest.String(), d)
+	_, b, err := r.manifest(ctx, byDigest, d.Digest.String(), d)
 	return b, err
 }
 
@@ -105,12 +136,12 @@ func (r *Repository) FetchConfig(ctx context.Context, d ocispec.Descriptor) ([]b
 
 // manifest fetches a manifest by a tag or a digest. want has what is known of
 // it: its digest, and its size with that, or nothing.
-func (r *Repository) manifest(ctx context.Context, id string, want ocispec.Descriptor) (d ocispec.Descriptor, b []byte, err error) {
+func (c *client) manifest(ctx context.Context, id string, want ocispec.Descriptor) (d ocispec.Descriptor, b []byte, err error) {
 	what := "manifest " + id
 	accept := http.Header{"Accept": {strings.Join(ociimage.ManifestTypes, ", ")}}
-	retry := retrier{c: r.c}
+	retry := retrier{c: c}
 	for {
-		d, b, err = r.manifestOnce(ctx, id, accept, what)
+		d, b, err = c.manifestOnce(ctx, id, accept, what)
 		if err == nil {
 			break
 		}
@@ -139,8 +170,8 @@ func (r *Repository) manifest(ctx context.Context, id string, want ocispec.Descr
 }
 
 // manifestOnce gets a manifest and says what the registry says about it.
-func (r *Repository) manifestOnce(ctx context.Context, id string, accept http.Header, what string) (d ocispec.Descriptor, b []byte, err error) {
-	resp, err := r.c.get(ctx, http.MethodGet, r.c.url("manifests", id), accept, what)
+func (c *client) manifestOnce(ctx context.Context, id string, accept http.Header, what string) (d ocispec.Descriptor, b []byte, err error) {
+	resp, err := c.get(ctx, http.MethodGet, c.url("manifests", id), accept, what)
 	if err != nil {
 		return d, nil, err
 	}
@@ -182,7 +213,11 @@ func (r *Repository) Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadClo
 	if err := checkBlob(d); err != nil {
 		return nil, err
 	}
-	s, err := newStream(ctx, d, &origin{c: r.c, u: r.c.url("blobs", d.Digest.String())})
+	from, err := r.origins(d.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.name, err)
+	}
+	s, err := newStream(ctx, d, rested(from))
 	if errors.Is(err, fault.ErrNotFound) && ociimage.IsForeign(d.MediaType) {
 		s, err = r.foreign(ctx, d, err)
 	}
@@ -203,7 +238,7 @@ func (r *Repository) foreign(ctx context.Context, d ocispec.Descriptor, err erro
 		if err2 != nil {
 			continue
 		}
-		s, err2 := newStream(ctx, d, &origin{c: r.c, u: u, foreign: true})
+		s, err2 := newStream(ctx, d, []*origin{{c: r.own(), u: u, foreign: true}})
 		if err2 == nil {
 			return s, nil
 		}

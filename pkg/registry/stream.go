@@ -20,8 +20,8 @@ type stream struct {
 
 // newStream opens a blob, so that what is wrong with the request shows before
 // anything depends on the blob.
-func newStream(ctx context.Context, d ocispec.Descriptor, o *origin) (*stream, error) {
-	r, err := newResumer(ctx, d, o, 0)
+func newStream(ctx context.Context, d ocispec.Descriptor, from []*origin) (*stream, error) {
+	r, err := newResumer(ctx, d, from, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -36,10 +36,12 @@ func (s *stream) Close() error {
 	return nil
 }
 
-// A resumer reads a blob over connections that break.
+// A resumer reads a blob over connections that break, and from the next origin
+// where the last one left it when that one fails for good.
 type resumer struct {
 	ctx   context.Context
 	o     *origin
+	more  []*origin // to be tried after o
 	what  string
 	size  int64         // -1: not known
 	off   int64         // of the next byte
@@ -49,9 +51,9 @@ type resumer struct {
 	retry retrier
 }
 
-// newResumer opens a blob at an offset.
-func newResumer(ctx context.Context, d ocispec.Descriptor, o *origin, off int64) (*resumer, error) {
-	r := &resumer{ctx: ctx, o: o, size: d.Size, off: off, what: "blob " + d.Digest.String(), retry: retrier{c: o.c}}
+// newResumer opens a blob at an offset. There is at least one origin.
+func newResumer(ctx context.Context, d ocispec.Descriptor, from []*origin, off int64) (*resumer, error) {
+	r := &resumer{ctx: ctx, o: from[0], more: from[1:], size: d.Size, off: off, what: "blob " + d.Digest.String(), retry: retrier{c: from[0].c}}
 	if d.Size <= 0 {
 		r.size = -1
 	}
@@ -71,11 +73,17 @@ func (r *resumer) connect() error {
 		err := r.broke
 		if r.broke = nil; err == nil {
 			if err = r.open(); err == nil {
+				r.o.c.gave()
 				return nil
 			}
 		}
 		if err := r.retry.again(r.ctx, err); err != nil {
-			return err
+			if r.ctx.Err() != nil || len(r.more) == 0 {
+				return err
+			}
+			r.o.c.failed(err, r.more[0].c)
+			r.o, r.more = r.more[0], r.more[1:]
+			r.retry = retrier{c: r.o.c}
 		}
 	}
 }

@@ -217,7 +217,7 @@ func TestProxy(t *testing.T) {
 		})
 		// The environment is read once for a process, and never used for
 		// loopback addresses, so the proxy is set where it would put it.
-		r.c.transport.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy.URL) }
+		r.own().transport.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy.URL) }
 		if b, err := readBlob(r, w.layer); err != nil || !bytes.Equal(b, w.blob) {
 			t.Errorf("%s: %d bytes, %v", name, len(b), err)
 		}
@@ -238,7 +238,7 @@ func TestProxyRefuses(t *testing.T) {
 	defer proxy.Close()
 	p := newPKI(t)
 	r := newTLSWorld(t, p, tls.NoClientCert).open(t, func(o *Options) { o.PlainHTTP, o.CAFile = false, p.caFile })
-	r.c.transport.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy.URL) }
+	r.own().transport.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy.URL) }
 	_, err := r.Resolve(t.Context(), nil)
 	if !errors.Is(err, fault.ErrUnauthorized) || !strings.Contains(err.Error(), "proxy 127.0.0.1") || asked.Load() != 1 {
 		t.Errorf("%v, asked %d times", err, asked.Load())

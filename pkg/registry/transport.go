@@ -11,35 +11,45 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
 // newTransport makes the connections of one client.
-func newTransport(o *Options) (*http.Transport, error) {
+func newTransport(o *Options, p *place) (*http.Transport, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.Insecure}
+	authorities, certs := slices.Clone(p.caFiles), slices.Clone(p.certFiles)
 	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
-			conf.RootCAs = x509.NewCertPool()
-		}
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fault.Usagef("%s: no certificate in it", o.CAFile)
-		}
+		authorities = append(authorities, o.CAFile)
 	}
 	if o.CertFile != "" || o.KeyFile != "" {
 		if o.CertFile == "" || o.KeyFile == "" {
 			return nil, fault.Usagef("a client certificate needs its key, and a key its certificate")
 		}
-		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		certs = append(certs, [2]string{o.CertFile, o.KeyFile})
+	}
+	for _, name := range authorities {
+		pem, err := os.ReadFile(name)
 		if err != nil {
 			return nil, err
 		}
-		conf.Certificates = []tls.Certificate{cert}
+		if conf.RootCAs == nil {
+			if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
+				conf.RootCAs = x509.NewCertPool()
+			}
+		}
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fault.Usagef("%s: no certificate in it", name)
+		}
+	}
+	for _, pair := range certs {
+		cert, err := tls.LoadX509KeyPair(pair[0], pair[1])
+		if err != nil {
+			return nil, err
+		}
+		conf.Certificates = append(conf.Certificates, cert)
 	}
 	// HTTP/1.1 alone: over HTTP/2 all readers would share one connection, and
 	// with it the limits that networks and servers put on each.
@@ -111,12 +121,14 @@ func (w *watched) Close() error {
 	return w.ReadCloser.Close()
 }
 
+var errPlainHTTP = errors.New("the server speaks plain HTTP, not HTTPS")
+
 // cause replaces "context canceled" by why it was, and the usual mistake's
 // error by one that says what it is.
 func cause(ctx context.Context, err error) error {
 	if rec, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		if string(rec.RecordHeader[:]) == "HTTP/" {
-			return finalError{errors.New("the server speaks plain HTTP, not HTTPS")}
+			return finalError{errPlainHTTP}
 		}
 		return finalError{errors.New("the server does not speak HTTPS")}
 	}

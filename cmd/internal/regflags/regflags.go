@@ -24,6 +24,8 @@ type Flags struct {
 	CertFile      string   `placeholder:"FILE" help:"Client certificate."`
 	KeyFile       string   `placeholder:"FILE" help:"Its key."`
 	AuthFile      string   `name:"authfile" placeholder:"FILE" help:"Credentials: docker's config.json or podman's auth.json (default: where those are)."`
+	Registries    string   `name:"registries-conf" placeholder:"FILE" help:"Mirrors, blocks and aliases: podman's registries.conf (default: where it is)."`
+	HostsDir      string   `placeholder:"DIR" help:"Mirrors: containerd's certs.d, of HOST/hosts.toml (default: where it is)."`
 	TokenServer   []string `placeholder:"HOST" help:"A host that may give out tokens although its address is internal and the registry's is not."`
 	Username      string   `short:"u" placeholder:"NAME" help:"Name at the registry; the password comes from --password-stdin or $LAYERPIPE_PASSWORD."`
 	PasswordStdin bool     `help:"Read the password from stdin."`
@@ -47,7 +49,11 @@ func (f *Flags) Options(env *cli.Env) (source.Options, error) {
 		AuthFile:     f.AuthFile,
 		Username:     f.Username,
 		TokenServers: f.TokenServer,
-		UserAgent:    strings.ReplaceAll(cli.Version(), " ", "/"),
+
+		RegistriesConf: f.Registries,
+		HostsDir:       f.HostsDir,
+
+		UserAgent: strings.ReplaceAll(cli.Version(), " ", "/"),
 	}
 	switch {
 	case (f.CertFile == "") != (f.KeyFile == ""):
