@@ -6,9 +6,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/internal/peakmem"
 )
 
 func TestMain(m *testing.M) {
+	peakmem.Init()
 	testscript.Main(m, map[string]func(){
 		"tar2erofs": func() { cli.Main("tar2erofs", run) },
 		"mktar":     mktar,
