@@ -17,6 +17,7 @@ import (
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/disk"
 	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/seek"
 	"github.com/layerpipe/layerpipe/pkg/source"
 	"github.com/layerpipe/layerpipe/pkg/spancache"
 	"github.com/layerpipe/layerpipe/pkg/zinfo"
@@ -74,7 +75,10 @@ func (f *flags) openBlobs(env *cli.Env, log *log) (*blobs, error) {
 	}
 	o.IdleTimeout, o.Retries = readIdle, readFailures
 	o.Notify = func(line string) { log.printf("%s", line) }
-	s, err := source.Open(f.Blob[0], o)
+	if f.Verbose {
+		o.Verbose = o.Notify
+	}
+	s, err := f.Flags.Open(f.Blob[0], o)
 	if err != nil {
 		return nil, err
 	}
@@ -133,8 +137,8 @@ func (f *flags) open(ctx context.Context, env *cli.Env, log *log, cache *spancac
 }
 
 func (f *flags) openIndex(ctx context.Context, x *disk.Index, b *blobs, o disk.Options) (*disk.Disk, error) {
-	if f.Zinfo != "" || f.Layer != "" {
-		return nil, cli.Usagef("%s has a seek section: --layer and --zinfo are for indexes without one", f.Index)
+	if f.Zinfo != "" || f.Seek != "" || f.Layer != "" {
+		return nil, cli.Usagef("%s has a seek section: --layer, --zinfo and --seek are for indexes without one", f.Index)
 	}
 	if b.source != nil {
 		return x.Join(ctx, disk.FromSource(b.source), o)
@@ -150,16 +154,24 @@ func (f *flags) openForeign(ctx context.Context, x *disk.Index, b *blobs, o disk
 	if err != nil {
 		return nil, err
 	}
+	name := desc.Digest.String()
+	if b.files != nil {
+		name = b.files[0]
+	}
+	if f.Seek != "" {
+		l, err := loadSeek(f.Seek, desc.Digest, blob.Size())
+		if err != nil {
+			blob.Close()
+			return nil, err
+		}
+		return x.JoinSeek(ctx, name, blob, desc, l, o)
+	}
 	var z *zinfo.Index
 	if f.Zinfo != "" {
 		if z, err = loadZinfo(f.Zinfo, blob.Size()); err != nil {
 			blob.Close()
 			return nil, err
 		}
-	}
-	name := desc.Digest.String()
-	if b.files != nil {
-		name = b.files[0]
 	}
 	return x.JoinForeign(ctx, name, blob, desc, z, o)
 }
@@ -175,6 +187,28 @@ func loadZinfo(name string, blobSize int64) (*zinfo.Index, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return z, nil
+}
+
+// loadSeek reads a seek section from a file, and picks the layer.
+func loadSeek(name string, d digest.Digest, blobSize int64) (*seek.Layer, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	s, err := seek.Read(file, st.Size())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	l, err := s.Find(d, blobSize)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return l, nil
 }
 
 func (f *flags) openNative(ctx context.Context, b *blobs, o disk.Options) (*disk.Disk, error) {

@@ -24,8 +24,9 @@ The NBD URI is printed when the server is ready. SIGTERM and SIGINT let it finis
 type flags struct {
 	Index           string   `placeholder:"FILE" help:"Index image whose layers are served behind it."`
 	Blob            []string `sep:"none" placeholder:"REF" help:"Where the layers are: an image's reference, or a file for each."`
-	Layer           string   `placeholder:"N|DIGEST" help:"Of the image, the one layer to serve, or that --zinfo is for; 0 is the lowest."`
+	Layer           string   `placeholder:"N|DIGEST" help:"Of the image, the one layer to serve, or that --zinfo or --seek is for; 0 is the lowest."`
 	Zinfo           string   `placeholder:"FILE" help:"Checkpoints of the layer, for an index that has no seek section."`
+	Seek            string   `placeholder:"FILE" help:"Seek data of the layer, made by gzindex --seek, for an index that has none: what is read is verified then."`
 	RequireVerified bool     `help:"Refuse layers that cannot be verified as they are read."`
 	CacheSize       cli.Size `default:"256MiB" placeholder:"BYTES" help:"Memory for what was read of the layers (default ${default})."`
 	Tmpdir          string   `placeholder:"DIR" help:"For what is too large for memory (default: the system's)."`
@@ -34,6 +35,7 @@ type flags struct {
 	TLSCert         string   `name:"tls-cert" placeholder:"FILE" help:"Serve over TLS, with this certificate."`
 	TLSKey          string   `name:"tls-key" placeholder:"FILE" help:"Its key."`
 	TLSCA           string   `name:"tls-ca" placeholder:"FILE" help:"Only clients with a certificate of this authority."`
+	Verbose         bool     `short:"v" help:"Say which mirror is used."`
 	Stats           bool     `help:"At the end, say on stderr what was read."`
 	regflags.Flags
 	Image string `arg:"" optional:"" help:"Local image to serve."`
@@ -137,6 +139,10 @@ func (f *flags) check() error {
 		return cli.Usagef("--layer needs --blob")
 	case f.Zinfo != "" && f.Index == "":
 		return cli.Usagef("--zinfo needs --index")
+	case f.Seek != "" && f.Index == "":
+		return cli.Usagef("--seek needs --index")
+	case f.Seek != "" && f.Zinfo != "":
+		return cli.Usagef("either --seek or --zinfo")
 	case (f.TLSCert == "") != (f.TLSKey == ""):
 		return cli.Usagef("--tls-cert and --tls-key belong together")
 	case f.TLSCA != "" && f.TLSCert == "":

@@ -79,7 +79,7 @@ func run(ctx context.Context, env *cli.Env) error {
 	if c.platform, err = f.Target(); err != nil {
 		return err
 	}
-	if c.src, err = source.Open(f.Ref, o); err != nil {
+	if c.src, err = f.Open(f.Ref, o); err != nil {
 		return err
 	}
 	defer c.src.Close()

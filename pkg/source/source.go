@@ -114,6 +114,11 @@ type Blobs interface {
 // they are downloaded ahead, over so many connections at once; with one, each
 // is a stream.
 func Ahead(ctx context.Context, s Source, img *Image, connections int) Blobs {
+	if c, ok := s.(*cached); ok {
+		missing := *img
+		missing.Layers = c.c.missing(img.Layers)
+		return cachedBlobs{Ahead(ctx, c.Source, &missing, connections), c.c}
+	}
 	if r, ok := s.(remote); ok && connections > 1 {
 		return r.Ahead(ctx, img.Layers, connections)
 	}

@@ -44,6 +44,14 @@ func TestSources(t *testing.T) {
 			continue
 		}
 		testSource(t, s, ref, im)
+		dir := t.TempDir()
+		for range 2 {
+			c, err := Cache{Dir: dir, Notify: func(line string) { t.Error(line) }}.Wrap(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			testSource(t, c, ref, im)
+		}
 		if err := s.Close(); err != nil {
 			t.Errorf("%s: %v", ref, err)
 		}

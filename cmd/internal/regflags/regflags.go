@@ -26,6 +26,8 @@ type Flags struct {
 	AuthFile      string   `name:"authfile" placeholder:"FILE" help:"Credentials: docker's config.json or podman's auth.json (default: where those are)."`
 	Registries    string   `name:"registries-conf" placeholder:"FILE" help:"Mirrors, blocks and aliases: podman's registries.conf (default: where it is)."`
 	HostsDir      string   `placeholder:"DIR" help:"Mirrors: containerd's certs.d, of HOST/hosts.toml (default: where it is)."`
+	CacheDir      string   `placeholder:"DIR" help:"Keep blobs in DIR, and take them from there. Any number of processes may share it."`
+	CacheDirSize  cli.Size `default:"16GiB" placeholder:"BYTES" help:"Most that --cache-dir keeps; 0 is no limit (default ${default})."`
 	TokenServer   []string `placeholder:"HOST" help:"A host that may give out tokens although its address is internal and the registry's is not."`
 	Username      string   `short:"u" placeholder:"NAME" help:"Name at the registry; the password comes from --password-stdin or $LAYERPIPE_PASSWORD."`
 	PasswordStdin bool     `help:"Read the password from stdin."`
@@ -79,6 +81,21 @@ func (f *Flags) Options(env *cli.Env) (source.Options, error) {
 		o.Password = p
 	}
 	return o, nil
+}
+
+// Open opens an image where it lies; what a registry has, through the cache if
+// there is one.
+func (f *Flags) Open(ref string, o source.Options) (source.Source, error) {
+	s, err := source.Open(ref, o)
+	if err != nil || f.CacheDir == "" || source.IsLocal(ref) {
+		return s, err
+	}
+	c, err := source.Cache{Dir: f.CacheDir, Limit: int64(f.CacheDirSize), Notify: o.Notify}.Wrap(s)
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // Target is the platform that was asked for; nil: none was.
