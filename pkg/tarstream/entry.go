@@ -61,6 +61,9 @@ func (r *Reader) entry(b *block, longName, longLink []byte) (*Entry, error) {
 	if err := r.classify(e); err != nil {
 		return nil, fmt.Errorf("%q: %w", e.Name, err)
 	}
+	if err := e.settleACLs(); err != nil {
+		return nil, fmt.Errorf("%q: %w", e.Name, err)
+	}
 	if err := r.sparse(b, e, &d.sparse); err != nil {
 		return nil, fmt.Errorf("%q: %w", e.Name, err)
 	}

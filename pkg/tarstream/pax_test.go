@@ -3,6 +3,7 @@ package tarstream
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -175,12 +176,12 @@ func TestACL(t *testing.T) {
 	}
 	for _, tt := range ok {
 		archiveTest{archive: pax("SCHILY.acl.access", tt.text, "SCHILY.acl.default", tt.text) + hdr{name: "d", typ: '5'}.block() + end,
-			want: []string{"d d system.posix_acl_access=" + tt.want + " system.posix_acl_default=" + tt.want}}.run(t)
+			want: []string{"d d 0770 system.posix_acl_access=" + tt.want + " system.posix_acl_default=" + tt.want}}.run(t)
 	}
 	// What says no more than the mode is no attribute; as a default it is one.
 	archiveTest{archive: pax("SCHILY.acl.access", "user::rwx,group::r-x,other::---", "SCHILY.acl.default", "user::rwx,group::r-x,other::---") +
 		hdr{name: "d", typ: '5'}.block() + end,
-		want: []string{"d d system.posix_acl_default=" + minimal}}.run(t)
+		want: []string{"d d 0750 system.posix_acl_default=" + minimal}}.run(t)
 	archiveTest{archive: pax("SCHILY.acl.access", "", "SCHILY.acl.default", "\n") + hdr{name: "d", typ: '5'}.block() + end, want: []string{"d d"}}.run(t)
 
 	const base = "user::rwx,group::r-x,other::---,mask::rwx"
@@ -206,4 +207,50 @@ func TestACL(t *testing.T) {
 	}
 	archiveTest{archive: pax("SCHILY.acl.ace", "owner@:rw::allow") + hdr{name: "a"}.block() + end,
 		want: []string{"- a"}, warn: `"a": its NFSv4 access control list is left out`}.run(t)
+}
+
+// TestACLMode: an access list goes before the mode, as setting it would.
+func TestACLMode(t *testing.T) {
+	raw := func(version uint32, e ...uint32) string { // tag, perm, id of each
+		b := binary.LittleEndian.AppendUint32(nil, version)
+		for ; len(e) > 0; e = e[3:] {
+			b = binary.LittleEndian.AppendUint16(b, uint16(e[0]))
+			b = binary.LittleEndian.AppendUint16(b, uint16(e[1]))
+			b = binary.LittleEndian.AppendUint32(b, e[2])
+		}
+		return string(b)
+	}
+	const none = 0xffffffff
+	const key = "SCHILY.xattr.system.posix_acl_access"
+	for _, tt := range []struct {
+		key, value string
+		typ        byte
+		mode       uint16 // of the entry, which the header says is 04740
+		xattrs     int
+		err        error
+	}{
+		{"SCHILY.acl.access", "u::rw,u:5:rwx,g::-,m::rx,o::x", '0', 0o4651, 1, nil},
+		{"SCHILY.acl.access", "u::rwx,g::rx,o::r", '0', 0o4754, 0, nil},
+		{"SCHILY.acl.default", "u::rwx,g::rx,o::r", '5', 0o4740, 1, nil},
+		{key, raw(2, 1, 6, none, 2, 7, 5, 4, 0, none, 0x10, 5, none, 0x20, 1, none), '0', 0o4651, 1, nil},
+		{key, raw(2, 1, 7, 0, 4, 5, 0, 0x20, 4, 0), '0', 0o4754, 0, nil},
+		{key, raw(2), '0', 0o4740, 0, nil},
+		{key, raw(2, 1, 7, none, 4, 5, none, 0x20, 4, none), '2', 0o4740, 0, nil},
+		{key, raw(1), '0', 0, 0, fault.ErrCorrupt},
+		{key, "", '0', 0, 0, fault.ErrCorrupt},
+		{key, raw(2) + "x", '0', 0, 0, fault.ErrCorrupt},
+		{key, raw(2, 1, 7, none, 0x20, 4, none, 4, 5, none), '0', 0, 0, fault.ErrCorrupt}, // out of order
+		{key, raw(2, 1, 8, none, 4, 5, none, 0x20, 4, none), '0', 0, 0, fault.ErrCorrupt},
+		{key, raw(2, 1, 7, none, 3, 5, none, 0x20, 4, none), '0', 0, 0, fault.ErrCorrupt},
+		{key, raw(2, 1, 7, none, 2, 7, 5, 4, 5, none, 0x20, 4, none), '0', 0, 0, fault.ErrCorrupt}, // no mask
+	} {
+		archive := pax(tt.key, tt.value) + hdr{name: "f", typ: tt.typ, link: "l", mode: 0o4740}.block() + end
+		e, err := NewReader(NewSource(strings.NewReader(archive))).Next()
+		if !errors.Is(err, tt.err) {
+			t.Errorf("%s=%q: %v, want %v", tt.key, tt.value, err, tt.err)
+		}
+		if err == nil && (e.Mode != tt.mode || len(e.Xattrs) != tt.xattrs) {
+			t.Errorf("%s=%q: mode %o and %d xattrs, want %o and %d", tt.key, tt.value, e.Mode, len(e.Xattrs), tt.mode, tt.xattrs)
+		}
+	}
 }

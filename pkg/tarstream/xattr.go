@@ -3,6 +3,7 @@ package tarstream
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -81,9 +82,6 @@ func (e *Entry) setACL(name string, r record) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.key, err)
 	}
-	if len(acl) == 0 || name == "system.posix_acl_access" && len(acl) == 3 {
-		return nil // says no more than the mode does; the kernel stores none either
-	}
 	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
 	for _, a := range acl {
 		b = binary.LittleEndian.AppendUint16(b, a.tag)
@@ -91,6 +89,61 @@ func (e *Entry) setACL(name string, r record) error {
 		b = binary.LittleEndian.AppendUint32(b, a.id)
 	}
 	return e.setXattr(name, b)
+}
+
+// settleACLs does to the lists of an entry what the kernel does to a file when
+// they are set: the access list goes before the mode, whose bits for the group
+// become the mask, and a list that says no more than the mode is not kept.
+// Archives do differ there: libarchive writes the group's own bits, for one.
+func (e *Entry) settleACLs() error {
+	for k := 0; k < len(e.Xattrs); k++ {
+		x := &e.Xattrs[k]
+		access := x.Name == "system.posix_acl_access"
+		if !access && x.Name != "system.posix_acl_default" {
+			continue
+		}
+		acl, err := decodeACL(x.Value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", x.Name, err)
+		}
+		if access && e.Type != TypeSymlink {
+			for _, a := range acl {
+				if n, ok := modeBits[a.tag]; ok { // in order: the mask comes behind the group
+					e.Mode = e.Mode&^(7<<n) | a.perm<<n
+				}
+			}
+		}
+		if len(acl) == 0 || access && len(acl) == 3 {
+			e.Xattrs = slices.Delete(e.Xattrs, k, k+1)
+			k--
+		}
+	}
+	return nil
+}
+
+// modeBits is where in the mode an entry's permissions stand.
+var modeBits = map[uint16]int{aclUserObj: 6, aclGroupObj: 3, aclMask: 3, aclOther: 0}
+
+// decodeACL reads the binary form, by the kernel's rules.
+func decodeACL(b string) (acl []aclEntry, err error) {
+	if len(b) < 4 || (len(b)-4)%8 != 0 || binary.LittleEndian.Uint32([]byte(b)) != aclVersion {
+		return nil, fmt.Errorf("no list of version %d: %w", aclVersion, fault.ErrCorrupt)
+	}
+	for rest := []byte(b[4:]); len(rest) > 0; rest = rest[8:] {
+		a := aclEntry{tag: binary.LittleEndian.Uint16(rest), perm: binary.LittleEndian.Uint16(rest[2:]), id: binary.LittleEndian.Uint32(rest[4:])}
+		switch a.tag {
+		case aclUser, aclGroup:
+		case aclUserObj, aclGroupObj, aclMask, aclOther:
+			a.id = aclNoID // which the kernel does not look at
+		default:
+			return nil, fmt.Errorf("tag %#x: %w", a.tag, fault.ErrCorrupt)
+		}
+		if a.perm > 7 || len(acl) > 0 && acl[len(acl)-1].tag > a.tag {
+			return nil, fmt.Errorf("bad entry: %w", fault.ErrCorrupt)
+		}
+		acl = append(acl, a)
+	}
+	return acl, checkACL(acl)
 }
 
 func parseACL(text string) ([]aclEntry, error) {
