@@ -101,7 +101,10 @@ func (c *conn) serve(ctx context.Context) error {
 		}
 	})()
 
-	err := c.negotiate(ctx)
+	var err error
+	if c.export == nil {
+		err = c.negotiate(ctx)
+	}
 	if err == nil {
 		c.setDeadline(time.Time{})
 		if u, ok := c.nc.(*net.UnixConn); ok {

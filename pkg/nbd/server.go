@@ -177,9 +177,29 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	return s.handle(ctx, nc)
 }
 
-func (s *Server) handle(ctx context.Context, nc net.Conn) error {
-	s.state.served.Add(1)
+// ServeTransmission serves a client that needs no handshake, as an operating
+// system's driver that was told all about the export already: requests come
+// from the first byte on, and are answered with simple replies. It serves the
+// first export, and is otherwise like ServeConn.
+func (s *Server) ServeTransmission(ctx context.Context, nc net.Conn) error {
+	if err := s.init(); err != nil {
+		nc.Close()
+		return err
+	}
+	s.state.conns.Add(1)
+	defer s.state.conns.Add(-1)
 	c := newConn(s, nc)
+	c.choose(&s.Exports[0])
+	return s.handleConn(ctx, c)
+}
+
+func (s *Server) handle(ctx context.Context, nc net.Conn) error {
+	return s.handleConn(ctx, newConn(s, nc))
+}
+
+func (s *Server) handleConn(ctx context.Context, c *conn) error {
+	s.state.served.Add(1)
+	nc := c.nc
 	err := c.serve(ctx)
 	if err != nil {
 		s.logf("client %s: %v", clientName(nc), err)
