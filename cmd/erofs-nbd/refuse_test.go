@@ -40,6 +40,8 @@ func TestBadFlags(t *testing.T) {
 		{"image --blob x", "either"},
 		{"image --layer 1", "--layer needs --blob"},
 		{"image --zinfo x", "--zinfo needs --index"},
+		{"image --seek x", "--seek needs --index"},
+		{"--index INDEX --blob x --seek y --zinfo z", "either --seek or --zinfo"},
 		{"--index x", "--index needs --blob"},
 		{"--blob x", "--blob needs --index"},
 		{"--blob x --blob y --layer 1", "one --blob"},

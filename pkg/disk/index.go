@@ -154,7 +154,28 @@ func (x *Index) join(d *Disk) error {
 // needs none. What is read of the layer is not verified but for gzip's own
 // checksums. name is what errors call the layer. blob is closed with the disk, or
 // if there is an error.
-func (x *Index) JoinForeign(ctx context.Context, name string, blob source.BlobReader, desc ocispec.Descriptor, z *zinfo.Index, o Options) (_ *Disk, err error) {
+func (x *Index) JoinForeign(ctx context.Context, name string, blob source.BlobReader, desc ocispec.Descriptor, z *zinfo.Index, o Options) (*Disk, error) {
+	return x.joinOne(name, blob, desc, func() (*layer.Lazy, error) {
+		return openForeign(ctx, name, blob, z, o)
+	})
+}
+
+// JoinSeek is JoinForeign with seek data for the layer, of any kind, that comes
+// from somewhere else. What is read of the layer is verified.
+func (x *Index) JoinSeek(ctx context.Context, name string, blob source.BlobReader, desc ocispec.Descriptor, l *seek.Layer, o Options) (*Disk, error) {
+	return x.joinOne(name, blob, desc, func() (*layer.Lazy, error) {
+		lazy, err := layer.Open(blob, l, o.Cache, o.lazy(name))
+		if err != nil || !o.Probe {
+			return lazy, err
+		}
+		if err = lazy.Warm(ctx, 0, 1); err != nil {
+			lazy.Close()
+		}
+		return lazy, err
+	})
+}
+
+func (x *Index) joinOne(name string, blob source.BlobReader, desc ocispec.Descriptor, open func() (*layer.Lazy, error)) (_ *Disk, err error) {
 	d := &Disk{closers: []io.Closer{x.f, blob}}
 	defer func() {
 		if err != nil {
@@ -168,7 +189,7 @@ func (x *Index) JoinForeign(ctx context.Context, name string, blob source.BlobRe
 	if desc.Size > 0 && blob.Size() != desc.Size {
 		return nil, fmt.Errorf("layer %s: the blob has %d bytes, not %d: %w", name, blob.Size(), desc.Size, fault.ErrIntegrity)
 	}
-	lazy, err := openForeign(ctx, name, blob, z, o)
+	lazy, err := open()
 	if err != nil {
 		return nil, err
 	}
