@@ -67,7 +67,7 @@ type WriteStats struct {
 // A Writer makes an EROFS image in one pass over its files' contents: Add puts
 // each to its final place, and Finish writes the metadata behind them.
 //
-//	superblock, device table | file data | directory blocks | shared xattrs, inodes with tails | trailer
+//	superblock, device table, first inodes | file data | directory blocks | shared xattrs, inodes with tails | trailer
 //
 // What does not fill a block waits in a second file and ends up beside the
 // inode.
@@ -101,8 +101,7 @@ func NewWriter(out, tails Storage, o WriterOptions) (*Writer, error) {
 	if w.prefixes, err = parsePrefixes(o.XattrPrefixes); err != nil {
 		return nil, err
 	}
-	head := int64(w.prefixOffset() + len(appendPrefixes(nil, w.prefixes)))
-	w.first = w.roundUp(head)
+	w.first = w.roundUp(w.headEnd())
 	w.data = appender{f: out, off: w.first}
 	w.tails = appender{f: tails}
 	return w, nil
@@ -112,6 +111,11 @@ func NewWriter(out, tails Storage, o WriterOptions) (*Writer, error) {
 // since its offset has 32 bits, in units of 4 bytes.
 func (w *Writer) prefixOffset() int {
 	return ondisk.SuperOffset + ondisk.SuperBlockSize + ondisk.DeviceSlotSize*w.opts.Devices
+}
+
+// headEnd is where superblock, device table and long prefixes end.
+func (w *Writer) headEnd() int64 {
+	return int64(w.prefixOffset() + len(appendPrefixes(nil, w.prefixes)))
 }
 
 func (w *Writer) roundUp(n int64) int64 { return (n + w.bs - 1) &^ (w.bs - 1) }

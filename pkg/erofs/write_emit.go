@@ -74,6 +74,7 @@ func (p *plan) emit(start int64) error {
 	if err := out.writeAt(p.xattrs.area, p.xattrAt); err != nil {
 		return err
 	}
+	p.head = make([]byte, p.w.first-ondisk.SuperOffset)
 	var buf []byte // an inode
 	var dir []byte // a directory's or symlink's contents
 	var f form
@@ -110,7 +111,9 @@ func (p *plan) emit(start int64) error {
 			}
 			buf = append(buf, dir[whole:]...)
 		}
-		if err := out.writeAt(buf, p.inodeOffset(i)); err != nil {
+		if k < p.inHead {
+			copy(p.head[p.inodeOffset(i)-ondisk.SuperOffset:], buf)
+		} else if err := out.writeAt(buf, p.inodeOffset(i)); err != nil {
 			return err
 		}
 	}
@@ -199,8 +202,7 @@ func (p *plan) superblock(fin Final, size int64) error {
 		return fmt.Errorf("image and layers of %d bytes together (at most %d): %w", addr<<w.bits, int64(1<<32-2)<<w.bits, fault.ErrUnsupported)
 	}
 	head = appendPrefixes(head, w.prefixes)
-	n := max(ondisk.ChecksumLen(w.bits), len(head))
-	head = append(head, make([]byte, n-len(head))...)
+	head = append(head, p.head[len(head):]...) // as long as the checksum reaches, at least
 	sb.Checksum = ondisk.Checksum(head[:ondisk.ChecksumLen(w.bits)])
 	copy(head, sb.Append(nil))
 	_, err := w.out.WriteAt(head, ondisk.SuperOffset)
@@ -227,9 +229,12 @@ type window struct {
 	buf   []byte
 }
 
-// windowSize leaves room in front of the oldest block that the packer keeps
-// open.
-const windowSize = packWindow + 4<<20
+// What is planned in batches is written in another order: up to a batch behind
+// the end so far, and into blocks that the packer kept open before the batch.
+const (
+	keepBehind = packWindow + 2*batchSize
+	windowSize = keepBehind + 3<<20
+)
 
 func (w *window) writeAt(p []byte, off int64) error {
 	end := off + int64(len(p))
@@ -245,7 +250,7 @@ func (w *window) writeAt(p []byte, off int64) error {
 	}
 	if end > w.start+windowSize {
 		// Keep what may still be written to.
-		if err := w.advance(end - packWindow - 1<<20); err != nil {
+		if err := w.advance(end - keepBehind); err != nil {
 			return err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"math"
-	"math/bits"
 	"slices"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
@@ -21,10 +20,12 @@ type plan struct {
 	xattrs *xattrTable
 	split  map[*rootfs.Inode]*chunkLayout // files in pieces, see compact
 
-	meta     int64 // offset of nid 0, a multiple of the block size
-	xattrAt  int64 // offset of the shared xattrs, too
-	metaUsed int64 // bytes from meta on that the shared xattrs take
-	metaEnd  int64
+	meta    int64 // offset of nid 0, a multiple of the block size
+	xattrAt int64 // offset of the shared xattrs, too
+	metaEnd int64
+	inHead  int    // so many of inodes are in the superblock's block
+	head    []byte // that block from the superblock on, but for what is written last
+	batch   []packItem
 }
 
 type mtime struct {
@@ -221,108 +222,96 @@ func (p *plan) place(at int64) error {
 	}
 	p.xattrAt = at
 	at += int64(len(p.xattrs.area))
-	// The first inode must not be number 0: readdir gives the numbers out as
-	// d_ino, and the C library takes entries that have 0 for deleted ones. So
-	// counting starts in the block before, whatever that holds.
-	p.meta = (at - 1) &^ (p.w.bs - 1)
-	p.metaUsed = at - p.meta
-	pack := newPacker(p.w.bs, p.metaUsed)
-	for _, i := range p.inodes {
-		if err := p.form(&f, i); err != nil {
+	from, err := p.placeHead(at)
+	if err != nil {
+		return err
+	}
+	if from == 0 {
+		// The first inode must not be number 0: readdir gives the numbers out
+		// as d_ino, and the C library takes entries that have 0 for deleted
+		// ones. So counting starts in the block before, whatever that holds.
+		p.meta = (at - 1) &^ (p.w.bs - 1)
+	}
+	pack := newPacker(p.w.bs, at-p.meta)
+	for from < len(p.inodes) {
+		if from, err = p.placeBatch(pack, from); err != nil {
 			return err
 		}
-		nid := pack.place(f.size()) / ondisk.SlotSize
-		if nid > math.MaxUint32 {
-			return fmt.Errorf("metadata of %d bytes: %w", nid*ondisk.SlotSize, fault.ErrUnsupported)
-		}
-		i.Nid = uint32(nid)
 	}
 	p.metaEnd = p.meta + pack.end()
 	return nil
 }
 
+// placeHead puts what it can of the first inodes, the root before all, into the
+// rest of the superblock's block, and returns how many those are. Numbers then
+// count from the image's beginning, so that an image whose metadata begins too
+// far from there must do without.
+func (p *plan) placeHead(at int64) (n int, err error) {
+	const reach = math.MaxUint32 / 2 * ondisk.SlotSize
+	next := alignSlot(p.w.headEnd())
+	if at > reach {
+		return 0, nil
+	}
+	var f form
+	for n < len(p.inodes) {
+		if err := p.form(&f, p.inodes[n]); err != nil {
+			return 0, err
+		}
+		if next+f.size() > p.w.first {
+			break
+		}
+		p.inodes[n].Nid = uint32(next / ondisk.SlotSize)
+		next = alignSlot(next + f.size())
+		n++
+	}
+	p.inHead = n
+	return n, nil
+}
+
+// batchSize is how many bytes of inodes are packed at a time: more packs better,
+// less keeps a directory's inodes closer together.
+const batchSize = 1 << 20
+
+type packItem struct {
+	inode *rootfs.Inode
+	size  int64
+	whole bool
+}
+
+// placeBatch places some inodes from the given one on and returns the next. The
+// large ones that have to stay whole go first, the smaller ones fill what those
+// leave of their blocks. The root goes before all: its number has 16 bits.
+func (p *plan) placeBatch(pack *packer, from int) (next int, err error) {
+	p.batch = p.batch[:0]
+	var f form
+	total := int64(0)
+	for next = from; next < len(p.inodes) && total < batchSize; next++ {
+		if err := p.form(&f, p.inodes[next]); err != nil {
+			return 0, err
+		}
+		p.batch = append(p.batch, packItem{p.inodes[next], f.size(), f.inline > 0})
+		if total += f.size(); next == 0 {
+			next++
+			break
+		}
+	}
+	slices.SortStableFunc(p.batch, func(a, b packItem) int {
+		if a.whole != b.whole {
+			if a.whole {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(b.size, a.size)
+	})
+	for _, item := range p.batch {
+		nid := pack.place(item.size, item.whole) / ondisk.SlotSize
+		if nid > math.MaxUint32 {
+			return 0, fmt.Errorf("metadata of %d bytes: %w", nid*ondisk.SlotSize, fault.ErrUnsupported)
+		}
+		item.inode.Nid = uint32(nid)
+	}
+	return next, nil
+}
+
 func (p *plan) inodeOffset(i *rootfs.Inode) int64 { return p.meta + int64(i.Nid)*ondisk.SlotSize }
-
-// A packer finds places for inodes in blocks: the fullest open block that has
-// room. Only the newest blocks stay open, so that whoever writes what was
-// planned needs a window, not the whole.
-type packer struct {
-	bs     int64
-	blocks int64     // begun so far
-	byFree [][]int64 // blocks by how many slots of 32 bytes they have left
-	some   []uint64  // bitmap of those that are not empty
-}
-
-// packWindow is how many bytes of blocks stay open.
-const packWindow = 4 << 20
-
-func newPacker(bs, used int64) *packer {
-	p := &packer{bs: bs, byFree: make([][]int64, bs/ondisk.SlotSize+1)}
-	p.some = make([]uint64, len(p.byFree)/64+1)
-	if used > 0 {
-		p.blocks = 1
-		p.put(0, alignSlot(used))
-	}
-	return p
-}
-
-func alignSlot(n int64) int64 { return (n + ondisk.SlotSize - 1) &^ (ondisk.SlotSize - 1) }
-
-func (p *packer) put(block, used int64) {
-	free := (p.bs - used) / ondisk.SlotSize
-	if free == 0 {
-		return
-	}
-	p.byFree[free] = append(p.byFree[free], block)
-	p.some[free/64] |= 1 << (free % 64)
-}
-
-// take finds an open block with at least that many bytes, and how many bytes
-// of it are used.
-func (p *packer) take(need int64) (block, used int64, ok bool) {
-	oldest := p.blocks - max(packWindow/p.bs, 16)
-	slots := alignSlot(need) / ondisk.SlotSize
-	for word := slots / 64; word < int64(len(p.some)); {
-		set := p.some[word]
-		if word == slots/64 {
-			set &= ^uint64(0) << (slots % 64)
-		}
-		if set == 0 {
-			word++
-			continue
-		}
-		free := word*64 + int64(bits.TrailingZeros64(set))
-		list := p.byFree[free]
-		block = list[len(list)-1]
-		if p.byFree[free] = list[:len(list)-1]; len(list) == 1 {
-			p.some[word] &^= 1 << (free % 64)
-		}
-		if block >= oldest {
-			return block, p.bs - free*ondisk.SlotSize, true
-		}
-	}
-	return 0, 0, false
-}
-
-// place finds room for an inode and what follows it, and returns the offset
-// from the first block. What fits into a block does not cross one: inode
-// headers and inline tails must not. The larger ones are those with many
-// xattrs or a chunk table, which may; they begin a block.
-func (p *packer) place(size int64) int64 {
-	if size <= p.bs {
-		block, used, ok := p.take(size)
-		if !ok {
-			block, used = p.blocks, 0
-			p.blocks++
-		}
-		p.put(block, alignSlot(used+size))
-		return block*p.bs + used
-	}
-	start := p.blocks * p.bs
-	p.blocks += (size + p.bs - 1) / p.bs
-	p.put(p.blocks-1, alignSlot(size-(p.blocks*p.bs-start-p.bs)))
-	return start
-}
-
-// end is the size of what was placed, in whole blocks.
-func (p *packer) end() int64 { return p.blocks * p.bs }
