@@ -38,6 +38,10 @@ type flags struct {
 	Digest   bool   `xor:"what" help:"Print the manifest's digest."`
 	JSON     bool   `name:"json" help:"List as JSON."`
 
+	AllPlatforms bool   `help:"Take the images for all platforms, in one archive."`
+	Referrers    bool   `xor:"what" help:"List what is attached to the image: indexes, signatures."`
+	ArtifactType string `placeholder:"TYPE" help:"Only such referrers."`
+
 	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or to a new layout oci:DIR."`
 	Jobs    int    `short:"j" default:"3" placeholder:"N" help:"Connections to download with (${default})."`
 	Retries int    `default:"6" placeholder:"N" help:"Failures in a row, without a byte between them, after which to give up (${default})."`
@@ -54,8 +58,13 @@ func run(ctx context.Context, env *cli.Env) error {
 	if err := cli.Parse(env, &f, description); err != nil {
 		return err
 	}
-	if f.JSON && !f.List {
-		return cli.Usagef("--json goes with --list")
+	switch {
+	case f.JSON && !f.List && !f.Referrers:
+		return cli.Usagef("--json goes with --list or --referrers")
+	case f.ArtifactType != "" && !f.Referrers:
+		return cli.Usagef("--artifact-type goes with --referrers")
+	case f.AllPlatforms && (f.Platform != "" || f.Layer != nil || f.Blob != "" || f.Config || f.Referrers):
+		return cli.Usagef("--all-platforms: what else is asked for is one platform's")
 	}
 	if f.Jobs < 1 || f.Jobs > 64 {
 		return cli.Usagef("--jobs %d: 1 to 64", f.Jobs)
@@ -104,6 +113,16 @@ func (c *command) run(ctx context.Context) error {
 		}
 		return c.output(true, func(w io.Writer) error { return c.blob(ctx, w, d, "blob") })
 	}
+	if f.Referrers {
+		subject, found, err := source.Referrers(ctx, c.src, c.platform, f.ArtifactType)
+		if err != nil {
+			return err
+		}
+		return c.output(false, func(w io.Writer) error { return listReferrers(w, f.Ref, subject, found, f.JSON) })
+	}
+	if f.AllPlatforms {
+		return c.runAll(ctx)
+	}
 	img, err := c.src.Resolve(ctx, c.platform)
 	if err != nil {
 		return err
@@ -115,7 +134,7 @@ func (c *command) run(ctx context.Context) error {
 		if n < 0 || n >= len(img.Layers) {
 			return fmt.Errorf("%s: no layer %d, it has %d: %w", f.Ref, n, len(img.Layers), fault.ErrNotFound)
 		}
-		return c.output(true, func(w io.Writer) error { return c.blob(ctx, w, img.Layers[n], c.label(img, n)) })
+		return c.output(true, func(w io.Writer) error { return c.blob(ctx, w, img.Layers[n], label("layer", n, len(img.Layers))) })
 	case f.Manifest:
 		return c.output(false, bytesTo(img.ManifestBytes))
 	case f.Config:
@@ -125,13 +144,41 @@ func (c *command) run(ctx context.Context) error {
 	case f.List:
 		return c.output(false, func(w io.Writer) error { return list(w, img, f.JSON) })
 	}
-	open := source.Ahead(ctx, c.src, img, f.Jobs)
+	open := source.Ahead(ctx, c.src, img.Layers, f.Jobs)
 	defer open.Close()
+	progress := c.blobProgress(img.Layers, "layer")
 	if dir, ok := strings.CutPrefix(f.Output, "oci:"); ok {
-		return ociarchive.WriteLayout(ctx, dir, img, open.Blob, c.layerProgress(img))
+		return ociarchive.WriteLayout(ctx, dir, img, open.Blob, progress)
 	}
 	return c.output(true, func(w io.Writer) error {
-		return ociarchive.WriteImage(ctx, w, img, open.Blob, c.layerProgress(img))
+		return ociarchive.WriteImage(ctx, w, img, open.Blob, progress)
+	})
+}
+
+// runAll is run for the images of all platforms.
+func (c *command) runAll(ctx context.Context) error {
+	f := c.flags
+	set, err := c.src.ResolveAll(ctx)
+	if err != nil {
+		return err
+	}
+	c.verbosef("%s is %s, %d images of %s", set.Name, set.Root.Digest, len(set.Images), cli.Size(blobBytes(set.Blobs)))
+	switch {
+	case f.Manifest:
+		return c.output(false, bytesTo(set.Manifests[0].Bytes))
+	case f.Digest:
+		return c.output(false, bytesTo([]byte(set.Root.Digest.String()+"\n")))
+	case f.List:
+		return c.output(false, func(w io.Writer) error { return listAll(w, set, f.JSON) })
+	}
+	open := source.Ahead(ctx, c.src, set.Blobs, f.Jobs)
+	defer open.Close()
+	progress := c.blobProgress(set.Blobs, "blob")
+	if dir, ok := strings.CutPrefix(f.Output, "oci:"); ok {
+		return ociarchive.WriteSetLayout(ctx, dir, set, open.Blob, progress)
+	}
+	return c.output(true, func(w io.Writer) error {
+		return ociarchive.WriteSet(ctx, w, set, open.Blob, progress)
 	})
 }
 
@@ -197,23 +244,21 @@ func (c *command) blob(ctx context.Context, w io.Writer, d ocispec.Descriptor, l
 	}
 }
 
-// layerProgress shows the layers of an archive as they pass.
-func (c *command) layerProgress(img *source.Image) func(int, int64) {
+// blobProgress shows the blobs of an archive as they pass.
+func (c *command) blobProgress(list []ocispec.Descriptor, what string) func(int, int64) {
 	return func(i int, n int64) {
-		size := img.Layers[i].Size
+		size := list[i].Size
 		if n == 0 {
-			c.progress.Start(c.label(img, i), size)
+			c.progress.Start(label(what, i, len(list)), size)
 		}
 		c.progress.Set(n)
 		if n == size {
-			c.verbosef("%s, %s", c.label(img, i), cli.Size(n))
+			c.verbosef("%s, %s", label(what, i, len(list)), cli.Size(n))
 		}
 	}
 }
 
-func (c *command) label(img *source.Image, i int) string {
-	return fmt.Sprintf("layer %d of %d", i, len(img.Layers))
-}
+func label(what string, i, of int) string { return fmt.Sprintf("%s %d of %d", what, i, of) }
 
 func (c *command) verbosef(format string, args ...any) {
 	if c.flags.Verbose && !c.flags.Quiet {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
@@ -35,6 +36,9 @@ func TestMain(m *testing.M) {
 //	$BROKEN     a registry whose blobs are served with a bit flipped
 //	$CUT        a registry that drops every connection for a blob, always
 //	$SHORT      a registry whose blobs are shorter than their manifest says
+//	$MULTI      of team/app:multi's index: that image for linux/amd64 and another one for
+//	            linux/s390x; $OTHER of the other one's manifest
+//	$SIGNATURE  of what is attached to $DIGEST, $BESIDE to $MULTI
 //	$DIGEST     of the image's manifest, $LAYER0 and so on of its layers
 //	$CONFIG     of its config, $ZERO of nothing
 //	auth.json   the credentials for $LOCKED, wrong.json wrong ones
@@ -58,8 +62,9 @@ func TestScripts(t *testing.T) {
 		}
 		return func(r *testregistry.Registry) { r.Inject(&testregistry.Fault{Match: match, Serve: serve}) }
 	}
+	var multi platforms
 	env := map[string]string{
-		"REG":    serve(func(*testregistry.Registry) {}),
+		"REG":    serve(func(r *testregistry.Registry) { multi = addPlatforms(r, im) }),
 		"LOCKED": serve(func(r *testregistry.Registry) { r.Basic("somebody", "hunter2") }),
 		"BROKEN": serve(blobFault(testregistry.Flip(50))),
 		"CUT":    serve(blobFault(testregistry.Cut(0))),
@@ -68,7 +73,9 @@ func TestScripts(t *testing.T) {
 		})),
 		"DIGEST": im.Manifest.Digest.String(),
 		"CONFIG": im.Config.Digest.String(),
-		"ZERO":   "sha256:" + strings.Repeat("0", 64),
+		"MULTI":  multi.index.Digest.String(), "OTHER": multi.other.Digest.String(),
+		"SIGNATURE": multi.signature.Digest.String(), "BESIDE": multi.beside.Digest.String(),
+		"ZERO": "sha256:" + strings.Repeat("0", 64),
 		// Neither the user's credentials nor a proxy.
 		"REGISTRY_AUTH_FILE": "", "DOCKER_CONFIG": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent",
 		"XDG_RUNTIME_DIR": "/nonexistent", "HTTP_PROXY": "", "http_proxy": "",
@@ -93,6 +100,29 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": code, "digest": digestOf},
 	})
+}
+
+// platforms are the manifests of an image for two platforms, and what is
+// attached to it.
+type platforms struct{ index, other, signature, beside ocispec.Descriptor }
+
+func addPlatforms(r *testregistry.Registry, im *testimage.Image) (p platforms) {
+	first := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: im.Manifest.Digest, Size: im.Manifest.Size,
+		Platform: &ocispec.Platform{OS: "linux", Architecture: "amd64"}}
+	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Layers: im.Layers[:1]}
+	m.SchemaVersion = 2
+	m.Config = r.AddBlob("team/app", ocispec.MediaTypeImageConfig, []byte(`{"os":"linux","architecture":"s390x"}`))
+	p.other = r.AddManifest("team/app", "", ocispec.MediaTypeImageManifest, m)
+	p.other.Platform = &ocispec.Platform{OS: "linux", Architecture: "s390x"}
+	x := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{first, p.other}}
+	x.SchemaVersion = 2
+	p.index = r.AddManifest("team/app", "multi", ocispec.MediaTypeImageIndex, x)
+	attach := func(kind string, to ocispec.Descriptor) ocispec.Descriptor {
+		m.ArtifactType, m.Subject = kind, &to
+		return r.AddManifest("team/app", "", ocispec.MediaTypeImageManifest, m)
+	}
+	p.signature, p.beside = attach("application/vnd.test.signature", first), attach("application/vnd.test.index", p.index)
+	return p
 }
 
 // code runs oci-fetch and checks its exit code; of a failure also that it said

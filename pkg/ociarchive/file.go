@@ -2,6 +2,7 @@ package ociarchive
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -48,6 +49,36 @@ func (f *File) Resolve(ctx context.Context, tag string, p *ocispec.Platform) (*o
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.s.resolveWhole(ctx, tag, p)
+}
+
+// ResolveAll finds all that a tag ("" where there is only one) names.
+func (f *File) ResolveAll(ctx context.Context, tag string) (*ociimage.Set, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.s.file(ocispec.ImageIndexFile); ok {
+		b, err := f.s.small(ocispec.ImageIndexFile)
+		if err != nil {
+			return nil, err
+		}
+		set, err := ociimage.ResolveLayoutAll(ctx, f.s, b, tag)
+		if errors.Is(err, errMissing) {
+			err = missing(err)
+		}
+		return set, err
+	}
+	// docker save writes one platform.
+	img, err := f.s.resolveWhole(ctx, tag, nil)
+	if err != nil {
+		return nil, err
+	}
+	f.s.blobs[img.Manifest.Digest] = section(img.ManifestBytes)
+	set, err := ociimage.ResolveAll(ctx, f.s, img.Manifest, img.ManifestBytes)
+	if err != nil {
+		return nil, err
+	}
+	f.s.blobs[img.Config.Digest] = section(img.ConfigBytes)
+	set.Tag, set.FullName = img.Tag, img.FullName
+	return set, nil
 }
 
 // Blob gives a blob's bytes, of the descriptor's size but not verified. A size

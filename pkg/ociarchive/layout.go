@@ -2,15 +2,12 @@ package ociarchive
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/layerpipe/layerpipe/pkg/ociimage"
@@ -19,7 +16,24 @@ import (
 // WriteLayout writes img as an OCI image layout directory, which must not exist
 // yet. The directory appears when it is complete. progress is as for
 // WriteImage.
-func WriteLayout(ctx context.Context, dir string, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) (err error) {
+func WriteLayout(ctx context.Context, dir string, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) error {
+	c, err := imageContents(img)
+	if err != nil {
+		return err
+	}
+	return c.writeDir(ctx, dir, blob, progress)
+}
+
+// WriteSetLayout is WriteLayout for all platforms, with WriteSet's progress.
+func WriteSetLayout(ctx context.Context, dir string, set *ociimage.Set, blob BlobFunc, progress func(blob int, n int64)) error {
+	c, err := setContents(set)
+	if err != nil {
+		return err
+	}
+	return c.writeDir(ctx, dir, blob, progress)
+}
+
+func (c *contents) writeDir(ctx context.Context, dir string, blob BlobFunc, progress func(int, int64)) (err error) {
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		if err == nil {
 			err = &fs.PathError{Op: "create", Path: dir, Err: fs.ErrExist}
@@ -35,38 +49,15 @@ func WriteLayout(ctx context.Context, dir string, img *ociimage.Image, blob Blob
 			os.RemoveAll(tmp)
 		}
 	}()
-	l := layoutWriter{tmp, make(map[digest.Digest]bool)}
-	index, err := indexJSON(img)
-	if err != nil {
-		return err
-	}
-	version, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-	if err != nil {
-		return err
-	}
-	for name, data := range map[string][]byte{
-		ocispec.ImageLayoutFile:                version,
-		ocispec.ImageIndexFile:                 index,
-		ociimage.BlobPath(img.Manifest.Digest): img.ManifestBytes,
-		ociimage.BlobPath(img.Config.Digest):   img.ConfigBytes,
-	} {
-		if err := l.file(name, func(w io.Writer) error { _, err := w.Write(data); return err }); err != nil {
+	l := layoutWriter{tmp}
+	for _, f := range c.small {
+		if err := l.file(f.name, func(w io.Writer) error { _, err := w.Write(f.data); return err }); err != nil {
 			return err
 		}
 	}
-	l.seen[img.Manifest.Digest], l.seen[img.Config.Digest] = true, true
-	for i, d := range img.Layers {
-		if l.seen[d.Digest] {
-			continue
-		}
-		l.seen[d.Digest] = true
-		report := func(int64) {}
-		if progress != nil {
-			report = func(n int64) { progress(i, n) }
-		}
-		if err := l.blob(ctx, d, blob, report); err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
-		}
+	err = c.each(progress, func(d ocispec.Descriptor, report func(int64)) error { return l.blob(ctx, d, blob, report) })
+	if err != nil {
+		return err
 	}
 	// MkdirTemp's directory is for its owner alone.
 	if err := os.Chmod(tmp, 0o755); err != nil {
@@ -75,10 +66,7 @@ func WriteLayout(ctx context.Context, dir string, img *ociimage.Image, blob Blob
 	return os.Rename(tmp, dir)
 }
 
-type layoutWriter struct {
-	dir  string
-	seen map[digest.Digest]bool
-}
+type layoutWriter struct{ dir string }
 
 func (l *layoutWriter) file(name string, write func(io.Writer) error) (err error) {
 	path := filepath.Join(l.dir, filepath.FromSlash(name))

@@ -28,24 +28,98 @@ type BlobFunc func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, er
 // progress, if not nil, is called while a layer passes, with the layer's place
 // (0 is the lowest) and the number of its bytes written so far.
 func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) error {
-	tw := tar.NewWriter(w)
-	index, err := indexJSON(img)
+	c, err := imageContents(img)
 	if err != nil {
 		return err
 	}
+	return c.writeTar(ctx, w, blob, progress)
+}
+
+// WriteSet is WriteImage for all platforms: index.json lists the set's root,
+// and the manifests come before the configs, and those before the layers.
+// progress gets the place of a blob in set.Blobs.
+func WriteSet(ctx context.Context, w io.Writer, set *ociimage.Set, blob BlobFunc, progress func(blob int, n int64)) error {
+	c, err := setContents(set)
+	if err != nil {
+		return err
+	}
+	return c.writeTar(ctx, w, blob, progress)
+}
+
+// contents is what goes into an archive or a layout, in order.
+type contents struct {
+	small []smallFile
+	blobs []numbered // each digest once
+	what  string     // that the numbers count
+}
+
+type smallFile struct {
+	name string
+	data []byte
+}
+
+type numbered struct {
+	n int
+	d ocispec.Descriptor
+}
+
+func imageContents(img *ociimage.Image) (*contents, error) {
+	c := &contents{what: "layer"}
+	err := c.describe(img.Manifest, img.Tag, img.FullName)
+	c.small = append(c.small,
+		smallFile{ociimage.BlobPath(img.Manifest.Digest), img.ManifestBytes},
+		smallFile{ociimage.BlobPath(img.Config.Digest), img.ConfigBytes})
+	seen := map[digest.Digest]bool{img.Manifest.Digest: true, img.Config.Digest: true}
+	for i, l := range img.Layers {
+		if !seen[l.Digest] {
+			seen[l.Digest] = true
+			c.blobs = append(c.blobs, numbered{i, l})
+		}
+	}
+	return c, err
+}
+
+func setContents(set *ociimage.Set) (*contents, error) {
+	c := &contents{what: "blob"}
+	err := c.describe(set.Root, set.Tag, set.FullName)
+	for _, m := range set.Manifests {
+		c.small = append(c.small, smallFile{ociimage.BlobPath(m.Descriptor.Digest), m.Bytes})
+	}
+	for i, d := range set.Blobs {
+		c.blobs = append(c.blobs, numbered{i, d})
+	}
+	return c, err
+}
+
+// describe adds the two files that make a directory an image layout.
+func (c *contents) describe(root ocispec.Descriptor, tag, fullName string) error {
 	layout, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
 	if err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		data []byte
-	}{
-		{ocispec.ImageLayoutFile, layout},
-		{ocispec.ImageIndexFile, index},
-		{ociimage.BlobPath(img.Manifest.Digest), img.ManifestBytes},
-		{ociimage.BlobPath(img.Config.Digest), img.ConfigBytes},
-	} {
+	index, err := indexJSON(root, tag, fullName)
+	c.small = append(c.small, smallFile{ocispec.ImageLayoutFile, layout}, smallFile{ocispec.ImageIndexFile, index})
+	return err
+}
+
+// each calls f with each blob, and with the function that wants to know how
+// far it is.
+func (c *contents) each(progress func(int, int64), f func(ocispec.Descriptor, func(int64)) error) error {
+	for _, b := range c.blobs {
+		report := func(int64) {}
+		if progress != nil {
+			report = func(n int64) { progress(b.n, n) }
+		}
+		if err := f(b.d, report); err != nil {
+			return fmt.Errorf("%s %d: %w", c.what, b.n, err)
+		}
+	}
+	return nil
+}
+
+func (c *contents) writeTar(ctx context.Context, w io.Writer, blob BlobFunc, progress func(int, int64)) error {
+	tw := tar.NewWriter(w)
+	for _, f := range c.small {
 		if err := writeHeader(tw, f.name, int64(len(f.data))); err != nil {
 			return err
 		}
@@ -53,19 +127,9 @@ func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob Blob
 			return err
 		}
 	}
-	written := map[digest.Digest]bool{img.Manifest.Digest: true, img.Config.Digest: true}
-	for i, l := range img.Layers {
-		if written[l.Digest] {
-			continue
-		}
-		written[l.Digest] = true
-		report := func(int64) {}
-		if progress != nil {
-			report = func(n int64) { progress(i, n) }
-		}
-		if err := writeBlob(ctx, tw, l, blob, report); err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
-		}
+	err := c.each(progress, func(d ocispec.Descriptor, report func(int64)) error { return writeBlob(ctx, tw, d, blob, report) })
+	if err != nil {
+		return err
 	}
 	return tw.Close()
 }
@@ -125,19 +189,19 @@ func writeHeader(tw *tar.Writer, name string, size int64) error {
 
 // indexJSON lists the one image under its tag. skopeo and umoci find it by the
 // tag, containerd and podman by the full name.
-func indexJSON(img *ociimage.Image) ([]byte, error) {
+func indexJSON(root ocispec.Descriptor, tag, fullName string) ([]byte, error) {
 	d := ocispec.Descriptor{
-		MediaType: img.Manifest.MediaType,
-		Digest:    img.Manifest.Digest,
-		Size:      img.Manifest.Size,
-		Platform:  img.Manifest.Platform,
+		MediaType:   root.MediaType,
+		Digest:      root.Digest,
+		Size:        root.Size,
+		Platform:    root.Platform,
+		Annotations: make(map[string]string),
 	}
-	d.Annotations = make(map[string]string)
-	if img.Tag != "" {
-		d.Annotations[ocispec.AnnotationRefName] = img.Tag
+	if tag != "" {
+		d.Annotations[ocispec.AnnotationRefName] = tag
 	}
-	if img.FullName != "" {
-		d.Annotations[ociimage.AnnotationContainerdName] = img.FullName
+	if fullName != "" {
+		d.Annotations[ociimage.AnnotationContainerdName] = fullName
 	}
 	return json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2},

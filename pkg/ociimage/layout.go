@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -40,9 +41,46 @@ func CheckLayout(b []byte) error {
 // among them, by the annotation of the image-spec or by containerd's. It may be
 // a digest as well, and "" where there is only one.
 func ResolveLayout(ctx context.Context, f Fetcher, indexJSON []byte, tag string, p *ocispec.Platform) (*Image, error) {
+	root, b, err := layoutRoot(ctx, f, indexJSON, tag)
+	if err != nil {
+		return nil, err
+	}
+	img, err := Resolve(ctx, f, root, b, p)
+	if err != nil {
+		return nil, err
+	}
+	img.Tag, img.FullName = layoutNames(root, tag)
+	return img, nil
+}
+
+// ResolveLayoutAll is ResolveAll for a layout's index.json.
+func ResolveLayoutAll(ctx context.Context, f Fetcher, indexJSON []byte, tag string) (*Set, error) {
+	root, b, err := layoutRoot(ctx, f, indexJSON, tag)
+	if err != nil {
+		return nil, err
+	}
+	set, err := ResolveAll(ctx, f, root, b)
+	if err != nil {
+		return nil, err
+	}
+	set.Tag, set.FullName = layoutNames(root, tag)
+	return set, nil
+}
+
+// layoutNames are what an image is called by its entry in index.json.
+func layoutNames(root ocispec.Descriptor, tag string) (short, full string) {
+	if short = tag; tag == "" || strings.Contains(tag, ":") {
+		short = root.Annotations[ocispec.AnnotationRefName]
+	}
+	return short, root.Annotations[AnnotationContainerdName]
+}
+
+// layoutRoot finds the index or the manifest that tag names. Where index.json
+// has several platforms under one name, the root is an index made of them.
+func layoutRoot(ctx context.Context, f Fetcher, indexJSON []byte, tag string) (root ocispec.Descriptor, b []byte, err error) {
 	doc, err := Parse(ocispec.MediaTypeImageIndex, indexJSON)
 	if err != nil {
-		return nil, fmt.Errorf("index.json: %w", err)
+		return root, nil, fmt.Errorf("index.json: %w", err)
 	}
 	var names []string
 	var found []ocispec.Descriptor
@@ -61,41 +99,24 @@ func ResolveLayout(ctx context.Context, f Fetcher, indexJSON []byte, tag string,
 	}
 	switch {
 	case len(found) == 0 && tag == "":
-		return nil, fmt.Errorf("index.json lists no image: %w", fault.ErrNotFound)
+		return root, nil, fmt.Errorf("index.json lists no image: %w", fault.ErrNotFound)
 	case len(found) == 0:
-		return nil, fmt.Errorf("index.json lists no image %q, only %s: %w", clip(tag), list(names), fault.ErrNotFound)
+		return root, nil, fmt.Errorf("index.json lists no image %q, only %s: %w", clip(tag), list(names), fault.ErrNotFound)
 	case len(found) > 1 && tag == "" && len(names) > 1:
-		return nil, fault.Usagef("index.json lists %d images, name one of %s", len(names), list(names))
+		return root, nil, fault.Usagef("index.json lists %d images, name one of %s", len(names), list(names))
 	}
-	var img *Image
 	if len(found) == 1 {
-		root := found[0]
+		root = found[0]
 		if root.Size > MaxManifestSize {
-			return nil, fmt.Errorf("manifest %s of %d bytes, over %d: %w", root.Digest, root.Size, MaxManifestSize, fault.ErrCorrupt)
+			return root, nil, fmt.Errorf("manifest %s of %d bytes, over %d: %w", root.Digest, root.Size, MaxManifestSize, fault.ErrCorrupt)
 		}
-		b, err := f.FetchManifest(ctx, root)
-		if err != nil {
-			return nil, err
-		}
-		img, err = Resolve(ctx, f, root, b, p)
-		if err != nil {
-			return nil, err
-		}
-	} else {
-		// Several platforms under one name.
-		b, err := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: found})
-		if err != nil {
-			return nil, err
-		}
-		if img, err = Resolve(ctx, f, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex}, b, p); err != nil {
-			return nil, err
-		}
+		b, err = f.FetchManifest(ctx, root)
+		return root, b, err
 	}
-	if img.Tag = tag; tag == "" || strings.Contains(tag, ":") {
-		img.Tag = found[0].Annotations[ocispec.AnnotationRefName]
-	}
-	img.FullName = found[0].Annotations[AnnotationContainerdName]
-	return img, nil
+	b, err = json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: found})
+	return ocispec.Descriptor{
+		MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(b), Size: int64(len(b)), Annotations: found[0].Annotations,
+	}, b, err
 }
 
 // list names a few of many.

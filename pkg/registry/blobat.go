@@ -132,6 +132,13 @@ func (b *BlobAt) noRanges() error {
 // ReadAtContext fills p from off, or returns an error: io.EOF with what there
 // is before the end of the blob. What breaks is tried again where it broke.
 func (b *BlobAt) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	return b.ReadAtProgress(ctx, p, off, nil)
+}
+
+// ReadAtProgress is ReadAtContext for who can use the start of p before the
+// rest is there: arrived, unless it is nil, is told how much of p is good, now
+// and then, by the calling goroutine.
+func (b *BlobAt) ReadAtProgress(ctx context.Context, p []byte, off int64, arrived func(n int)) (int, error) {
 	if off < 0 {
 		return 0, fault.Usagef("%s: read at %d", b.what, off)
 	}
@@ -151,7 +158,11 @@ func (b *BlobAt) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 	done := 0
 	a := attempts{from: b.from}
 	for done < len(p) {
-		n, err := b.read(ctx, a.origin(), p[done:], off+int64(done))
+		n, err := b.read(ctx, a.origin(), p[done:], off+int64(done), func(n int) {
+			if arrived != nil {
+				arrived(done + n)
+			}
+		})
 		done += n
 		if n > 0 {
 			a.retry.progress()
@@ -166,9 +177,12 @@ func (b *BlobAt) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 	return done, atEnd
 }
 
+// arrivals is how often progress is told of, in bytes.
+const arrivals = 128 << 10
+
 // read sends one request and reads its answer, which may be shorter than p, but
 // is not empty unless there is an error.
-func (b *BlobAt) read(ctx context.Context, o *origin, p []byte, off int64) (int, error) {
+func (b *BlobAt) read(ctx context.Context, o *origin, p []byte, off int64, arrived func(n int)) (int, error) {
 	end := off + int64(len(p))
 	resp, err := b.request(ctx, o, off, end)
 	if err != nil {
@@ -187,7 +201,13 @@ func (b *BlobAt) read(ctx context.Context, o *origin, p []byte, off int64) (int,
 	default:
 		return 0, b.noRanges()
 	}
-	n, err := io.ReadFull(resp.Body, p)
+	n := 0
+	for n < len(p) && err == nil {
+		var k int
+		k, err = io.ReadFull(resp.Body, p[n:min(n+arrivals, len(p))])
+		n += k
+		arrived(n)
+	}
 	if err != nil {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
@@ -225,4 +245,13 @@ func (b *BlobAt) request(ctx context.Context, o *origin, off, end int64) (*http.
 		o.location.Store(final)
 	}
 	return resp, nil
+}
+
+// Suspect says that bytes which were read are not what they should be. Where
+// there is another place to ask, the one that gave them is asked last for a
+// while.
+func (b *BlobAt) Suspect(err error) {
+	if list := rested(b.from); len(list) > 1 {
+		list[0].c.failed(err, list[1].c)
+	}
 }

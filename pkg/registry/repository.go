@@ -83,11 +83,30 @@ func (r *Repository) Resolve(ctx context.Context, p *ocispec.Platform) (*ociimag
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.name, err)
 	}
-	img.Name, img.Tag = r.name, r.ref.Tag
-	if img.Tag != "" {
-		img.FullName = r.ref.Domain + "/" + r.ref.Repository + ":" + r.ref.Tag
-	}
+	img.Name, img.Tag, img.FullName = r.name, r.ref.Tag, r.fullName()
 	return img, nil
+}
+
+// ResolveAll finds the images for all platforms.
+func (r *Repository) ResolveAll(ctx context.Context) (*ociimage.Set, error) {
+	d, b, err := r.Manifest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	set, err := ociimage.ResolveAll(ctx, r, d, b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.name, err)
+	}
+	set.Name, set.Tag, set.FullName = r.name, r.ref.Tag, r.fullName()
+	return set, nil
+}
+
+// fullName is the reference without its digest, "" if it has no tag.
+func (r *Repository) fullName() string {
+	if r.ref.Tag == "" {
+		return ""
+	}
+	return r.ref.Domain + "/" + r.ref.Repository + ":" + r.ref.Tag
 }
 
 // Manifest fetches what the reference names, an index or a manifest.

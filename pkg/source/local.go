@@ -65,6 +65,19 @@ func (l *layout) Resolve(ctx context.Context, p *ocispec.Platform) (*Image, erro
 	return img, nil
 }
 
+func (l *layout) ResolveAll(ctx context.Context) (*Set, error) {
+	b, err := readSmall(filepath.Join(l.dir, ocispec.ImageIndexFile))
+	if err != nil {
+		return nil, notFound(err)
+	}
+	set, err := ociimage.ResolveLayoutAll(ctx, fetcher{l}, b, l.tag)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", l.ref, err)
+	}
+	set.Name = l.ref
+	return set, nil
+}
+
 // open opens a blob's file, of the descriptor's size.
 func (l *layout) open(d ocispec.Descriptor) (*os.File, int64, error) {
 	if err := ociimage.CheckDigest(d.Digest); err != nil {
@@ -148,6 +161,15 @@ func (a *archive) Resolve(ctx context.Context, p *ocispec.Platform) (*Image, err
 	}
 	img.Name = a.ref
 	return img, nil
+}
+
+func (a *archive) ResolveAll(ctx context.Context) (*Set, error) {
+	set, err := a.a.ResolveAll(ctx, a.tag)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", a.ref, err)
+	}
+	set.Name = a.ref
+	return set, nil
 }
 
 func (a *archive) Blob(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {

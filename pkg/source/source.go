@@ -20,6 +20,9 @@ import (
 // Image is one image of one platform, resolved.
 type Image = ociimage.Image
 
+// Set is all that a reference names.
+type Set = ociimage.Set
+
 // A Source is a place that holds an image and its blobs. It is safe for many
 // callers at once.
 type Source interface {
@@ -29,6 +32,8 @@ type Source interface {
 	// architecture; an image that is no choice among several is then taken
 	// whatever it is for.
 	Resolve(ctx context.Context, p *ocispec.Platform) (*Image, error)
+	// ResolveAll finds the images for all platforms.
+	ResolveAll(ctx context.Context) (*Set, error)
 	// Blob streams a blob. io.EOF comes only if size and digest match.
 	Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
 	// BlobAt gives random access to a blob, unverified. A descriptor's size of
@@ -104,25 +109,48 @@ func notFound(err error) error {
 	return err
 }
 
-// Blobs opens the blobs of an image in the order of its layers.
+// Blobs opens blobs in the order of a list.
 type Blobs interface {
 	Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
 	io.Closer
 }
 
-// Ahead opens an image's layers for reading one after another. From a registry
-// they are downloaded ahead, over so many connections at once; with one, each
-// is a stream.
-func Ahead(ctx context.Context, s Source, img *Image, connections int) Blobs {
+// Ahead opens blobs, such as an image's layers, for reading one after another.
+// From a registry they are downloaded ahead, over so many connections at once;
+// with one, each is a stream.
+func Ahead(ctx context.Context, s Source, list []ocispec.Descriptor, connections int) Blobs {
 	if c, ok := s.(*cached); ok {
-		missing := *img
-		missing.Layers = c.c.missing(img.Layers)
-		return cachedBlobs{Ahead(ctx, c.Source, &missing, connections), c.c}
+		return cachedBlobs{Ahead(ctx, c.Source, c.c.missing(list), connections), c.c}
 	}
 	if r, ok := s.(remote); ok && connections > 1 {
-		return r.Ahead(ctx, img.Layers, connections)
+		return r.Ahead(ctx, list, connections)
 	}
 	return streams{s}
+}
+
+// Referrers lists what a registry has attached to what the source names, or to
+// its image for p, if that is not nil; of an artifact type, if that is not "".
+func Referrers(ctx context.Context, s Source, p *ocispec.Platform, artifactType string) (subject ocispec.Descriptor, list []ocispec.Descriptor, err error) {
+	if c, ok := s.(*cached); ok {
+		s = c.Source
+	}
+	r, ok := s.(remote)
+	if !ok {
+		return subject, nil, fmt.Errorf("%s: referrers of what is not in a registry: %w", s.Name(), fault.ErrUnsupported)
+	}
+	if p == nil {
+		subject, _, err = r.Manifest(ctx)
+	} else {
+		var img *Image
+		if img, err = r.Resolve(ctx, p); err == nil {
+			subject = img.Manifest
+		}
+	}
+	if err != nil {
+		return subject, nil, err
+	}
+	list, err = r.Repository.Referrers(ctx, subject.Digest, artifactType)
+	return subject, list, err
 }
 
 // streams opens a stream for each blob.

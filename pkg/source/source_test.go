@@ -78,7 +78,7 @@ func testSource(t *testing.T, s Source, ref string, im *testimage.Image) {
 	if _, err := s.Resolve(t.Context(), &ocispec.Platform{OS: "plan9", Architecture: "mips"}); !errors.Is(err, fault.ErrNotFound) {
 		t.Errorf("%s: another platform: %v", ref, err)
 	}
-	ahead := Ahead(t.Context(), s, img, 2)
+	ahead := Ahead(t.Context(), s, img.Layers, 2)
 	defer ahead.Close()
 	var wg sync.WaitGroup
 	for i, l := range img.Layers {
