@@ -75,6 +75,7 @@ func (p *plan) emit(start int64) error {
 		return err
 	}
 	p.head = make([]byte, p.w.first-ondisk.SuperOffset)
+	tails := runAhead{f: p.w.scratch}
 	var buf []byte // an inode
 	var dir []byte // a directory's or symlink's contents
 	var f form
@@ -93,7 +94,7 @@ func (p *plan) emit(start int64) error {
 		case i.IsRegular() && f.inline > 0:
 			n := len(buf)
 			buf = append(buf, make([]byte, f.inline)...)
-			if _, err := p.w.scratch.ReadAt(buf[n:], tailOffset(i)); err != nil && err != io.EOF {
+			if err := tails.readAt(buf[n:], tailOffset(i)); err != nil {
 				return err
 			}
 		case i.IsDir(), i.IsSymlink():
@@ -219,6 +220,41 @@ func (p *plan) usesChunks() bool {
 		}
 	}
 	return false
+}
+
+// A runAhead reads small pieces that mostly lie one behind the other: where the
+// last one was followed by this one it reads more than it is asked for.
+type runAhead struct {
+	f     io.ReaderAt
+	start int64
+	buf   []byte
+	end   int64 // of the last piece
+}
+
+const runAheadSize = 64 << 10
+
+func (r *runAhead) readAt(p []byte, off int64) error {
+	n := int64(len(p))
+	follows := off >= r.end && off < r.end+tailUnit
+	r.end = off + n
+	if off < r.start || off+n > r.start+int64(len(r.buf)) {
+		if !follows || n > runAheadSize {
+			return readFull(r.f, p, off)
+		}
+		if r.buf == nil {
+			r.buf = make([]byte, runAheadSize)
+		}
+		got, err := r.f.ReadAt(r.buf[:runAheadSize], off)
+		r.start, r.buf = off, r.buf[:got]
+		if int64(got) < n {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	copy(p, r.buf[off-r.start:])
+	return nil
 }
 
 // A window gathers writes to positions near each other, in any order, to a

@@ -112,7 +112,7 @@ func (d *directory) add(name string, i *Inode, layer uint16) error {
 	if len(name) > maxName {
 		return nameTooLong(name)
 	}
-	if len(d.list) == maxEntries || len(d.names) > math.MaxUint32-maxName {
+	if len(d.list) == maxEntries || int64(len(d.names)) > math.MaxUint32-maxName {
 		return fmt.Errorf("directory of %d names: %w", len(d.list), fault.ErrUnsupported)
 	}
 	d.list = append(d.list, dirent{inode: i, name: uint32(len(d.names)), length: uint8(len(name)), layer: layer})
