@@ -125,6 +125,19 @@ func addPlatforms(r *testregistry.Registry, im *testimage.Image) (p platforms) {
 	return p
 }
 
+// servePlatforms serves them from a registry that speaks plain HTTP.
+func servePlatforms(t *testing.T, im *testimage.Image) (host string, p platforms) {
+	t.Helper()
+	r := testregistry.New()
+	if err := r.AddLayout("team/app", im.Dir); err != nil {
+		t.Fatal(err)
+	}
+	p = addPlatforms(r, im)
+	srv := httptest.NewServer(r)
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://"), p
+}
+
 // code runs oci-fetch and checks its exit code; of a failure also that it said
 // one line, wrote no secret, and left no file that begins with "out".
 //
