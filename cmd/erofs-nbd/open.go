@@ -234,6 +234,10 @@ func (f *flags) oneLayer(ctx context.Context, b *blobs) (d ocispec.Descriptor, _
 	if f.Layer == "" {
 		return d, nil, cli.Usagef("%s has no seek section: say with --layer which layer it is for", f.Index)
 	}
+	if f.Pinned != nil { // whatever the tag points to by now
+		blob, err := b.source.BlobAt(ctx, *f.Pinned)
+		return *f.Pinned, blob, err
+	}
 	platform, err := f.Target()
 	if err != nil {
 		return d, nil, err
@@ -245,6 +249,7 @@ func (f *flags) oneLayer(ctx context.Context, b *blobs) (d ocispec.Descriptor, _
 	if d, err = pickLayer(img, f.Layer); err != nil {
 		return d, nil, err
 	}
+	f.Pinned = &d
 	blob, err := b.source.BlobAt(ctx, d)
 	return d, blob, err
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/cmd/internal/regflags"
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -17,9 +19,10 @@ const description = `Serve an EROFS image over NBD, read-only.
 
 IMAGE is a local image. With --index it is an index made by tar2erofs -i, and the layers are read on demand from where --blob says: a registry's repository, oci:DIR, oci-archive:FILE, or the layers in files, one --blob for each from the lowest up. The index knows the layers by digest and verifies what it reads; a tag that has moved does no harm. With --blob and --layer alone it is a layer that is an EROFS image itself.
 
-The NBD URI is printed when the server is ready. SIGTERM and SIGINT let it finish what it is doing and end it with exit code 0.
+The NBD URI is printed when the server is ready; with --attach and --mount, where the kernel is the client, its device. SIGTERM and SIGINT let it finish what it is doing and end it with exit code 0.
 
-  erofs-nbd --index golang.erofs --blob golang:1.26 --run 'nbdcopy "$uri" golang.img'`
+  erofs-nbd --index golang.erofs --blob golang:1.26 --run 'nbdcopy "$uri" golang.img'
+  erofs-nbd --index golang.erofs --blob golang:1.26 --mount /mnt --daemon`
 
 type flags struct {
 	Index           string   `placeholder:"FILE" help:"Index image whose layers are served behind it."`
@@ -38,7 +41,11 @@ type flags struct {
 	Verbose         bool     `short:"v" help:"Say which mirror is used."`
 	Stats           bool     `help:"At the end, say on stderr what was read."`
 	regflags.Flags
+	attachFlags
 	Image string `arg:"" optional:"" help:"Local image to serve."`
+
+	// Pinned is the layer that --layer meant when the device was attached.
+	Pinned *ocispec.Descriptor `kong:"-"`
 }
 
 func run(ctx context.Context, env *cli.Env) error {
@@ -47,6 +54,25 @@ func run(ctx context.Context, env *cli.Env) error {
 		return err
 	}
 	if err := f.check(); err != nil {
+		return err
+	}
+	switch {
+	case f.List:
+		return f.list(env)
+	case f.Detach != "":
+		return f.detach()
+	case f.Reattach == "all":
+		return f.reattachAll(ctx, env)
+	case f.Daemon && !isDaemon():
+		return startDaemon(ctx, env, env.Args)
+	}
+	var old *takeover
+	if f.Reattach != "" {
+		var err error
+		if old, err = f.take(); err != nil {
+			return err
+		}
+	} else if err := f.prepare(); err != nil {
 		return err
 	}
 	tlsConfig, err := f.tls()
@@ -66,11 +92,6 @@ func run(ctx context.Context, env *cli.Env) error {
 		}
 		env.Errorf("warning: %s: the layer's data cannot be verified as it is read (but for what gzip's own checksums cover)", f.name())
 	}
-	l, err := listen(f.Listen)
-	if err != nil {
-		return err
-	}
-	defer l.Close()
 	s := &nbd.Server{
 		Exports: []nbd.Export{{Description: f.name(), Device: d}},
 		TLS:     tlsConfig,
@@ -80,7 +101,11 @@ func run(ctx context.Context, env *cli.Env) error {
 		},
 	}
 	began := time.Now()
-	err = f.serve(ctx, env, s, l)
+	if old != nil || f.attaching() {
+		err = f.serveKernel(ctx, env, log, s, old)
+	} else {
+		err = f.serveSocket(ctx, env, s)
+	}
 	log.flush()
 	if f.Stats {
 		printStats(env, time.Since(began), s.Stats(), d, cache.Stats())
@@ -88,8 +113,26 @@ func run(ctx context.Context, env *cli.Env) error {
 	return err
 }
 
-// serve serves until ctx is done or the command has ended.
-func (f *flags) serve(ctx context.Context, env *cli.Env, s *nbd.Server, l *listener) error {
+// prepare looks for what has to be there before anything is opened.
+func (f *flags) prepare() error {
+	if f.attaching() || f.Daemon {
+		if err := f.absolute(); err != nil {
+			return err
+		}
+	}
+	if f.attaching() {
+		return f.probe()
+	}
+	return nil
+}
+
+// serveSocket serves until ctx is done or the command has ended.
+func (f *flags) serveSocket(ctx context.Context, env *cli.Env, s *nbd.Server) error {
+	l, err := listen(f.Listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
 	uri := l.uri(s.TLS != nil)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -99,9 +142,12 @@ func (f *flags) serve(ctx context.Context, env *cli.Env, s *nbd.Server, l *liste
 		if _, err := fmt.Fprintln(env.Stdout, uri); err != nil {
 			return errors.Join(fmt.Errorf("stdout: %w", err), stopped(stop, served))
 		}
+		if err := tellReady(env); err != nil {
+			return errors.Join(err, stopped(stop, served))
+		}
 		return <-served
 	}
-	err := runCommand(ctx, env, f.Run, uri)
+	err = runCommand(ctx, env, f.Run, uri)
 	return errors.Join(err, stopped(stop, served))
 }
 
@@ -124,6 +170,9 @@ func (f *flags) name() string {
 
 // check looks for flags that do not go together, before anything is touched.
 func (f *flags) check() error {
+	if err := f.checkAttach(); err != nil || f.action() != "" {
+		return err
+	}
 	switch {
 	case f.Image != "" && (f.Index != "" || len(f.Blob) > 0):
 		return cli.Usagef("either an image, or --index and --blob")

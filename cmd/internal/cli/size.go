@@ -37,6 +37,9 @@ func (s *Size) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// MarshalText is the exact size, for UnmarshalText.
+func (s Size) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(s), 10), nil }
+
 // String is the size for people: three digits and a unit.
 func (s Size) String() string {
 	for _, u := range sizeUnits[:4] {
