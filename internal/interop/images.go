@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// listening finds the address in docker-registry's log.
+// listening finds the address in a registry's log.
 var listening = regexp.MustCompile(`listening on ([0-9.]+:[0-9]+)`)
 
 // DockerRegistry runs Debian's docker-registry on a port of its own choice,
@@ -21,7 +21,30 @@ var listening = regexp.MustCompile(`listening on ([0-9.]+:[0-9]+)`)
 // wants no authentication unless lines for its configuration file say so.
 func DockerRegistry(t testing.TB, config ...string) string {
 	t.Helper()
-	program := Tool(t, "docker-registry")
+	return runRegistry(t, Tool(t, "docker-registry"), config)
+}
+
+// Distribution builds the release of distribution that internal/distribution
+// pins, and returns what DockerRegistry is for docker-registry.
+func Distribution(t testing.TB) func(t testing.TB, config ...string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "distribution")
+	build := exec.Command(Tool(t, "go"), "build", "-o", program, ".")
+	build.Dir = filepath.Join(RepoRoot(t), "internal", "distribution")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	if out, err := build.CombinedOutput(); err != nil {
+		Missing(t, "internal/distribution cannot be built here: %v: %s", err, out)
+	}
+	return func(t testing.TB, config ...string) string {
+		t.Helper()
+		return runRegistry(t, program, config)
+	}
+}
+
+// runRegistry runs docker-registry or its successor, which share a
+// configuration and a log.
+func runRegistry(t testing.TB, program string, config []string) string {
+	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "config.yml")
 	text := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: \"127.0.0.1:0\"}\n", filepath.Join(dir, "data"))
@@ -62,11 +85,11 @@ func DockerRegistry(t testing.TB, config ...string) string {
 	select {
 	case a, ok := <-addr:
 		if !ok {
-			t.Fatal("docker-registry ended before it listened")
+			t.Fatalf("%s ended before it listened", filepath.Base(program))
 		}
 		return a
 	case <-time.After(30 * time.Second):
-		t.Fatal("docker-registry does not listen")
+		t.Fatalf("%s does not listen", filepath.Base(program))
 		return ""
 	}
 }

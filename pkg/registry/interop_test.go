@@ -41,13 +41,24 @@ const (
 
 // TestDockerRegistry fetches from Debian's docker-registry with each kind of
 // authentication that it has.
-func TestDockerRegistry(t *testing.T) {
+func TestDockerRegistry(t *testing.T) { testRegistry(t, interop.DockerRegistry) }
+
+// TestDistribution fetches from distribution v3 in the same ways. To build it
+// takes a minute where that has not been done before.
+func TestDistribution(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped: distribution takes long to build")
+	}
+	testRegistry(t, interop.Distribution(t))
+}
+
+func testRegistry(t *testing.T, serve func(testing.TB, ...string) string) {
 	im := testimage.NewLayers(t, testimage.Repeated(testimage.ZstdFrames)...)
 	login := func(o *Options) { o.Username, o.Password = realUser, realPassword }
 	creds := []string{"--dest-creds", realUser + ":" + realPassword}
 
 	t.Run("none", func(t *testing.T) {
-		ref := interop.PushOCI(t, im.Ref(), interop.DockerRegistry(t), "team/app:v1")
+		ref := interop.PushOCI(t, im.Ref(), serve(t), "team/app:v1")
 		fetchAll(t, im, ref)
 	})
 	t.Run("htpasswd", func(t *testing.T) {
@@ -55,14 +66,14 @@ func TestDockerRegistry(t *testing.T) {
 		if err := os.WriteFile(file, []byte(htpasswd), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		host := interop.DockerRegistry(t, fmt.Sprintf("auth: {htpasswd: {realm: test, path: %q}}", file))
+		host := serve(t, fmt.Sprintf("auth: {htpasswd: {realm: test, path: %q}}", file))
 		ref := interop.PushOCI(t, im.Ref(), host, "team/app:v1", creds...)
 		fetchAll(t, im, ref, login)
 		refused(t, ref)
 	})
 	t.Run("token", func(t *testing.T) {
 		ts := newTokenServer(t)
-		host := interop.DockerRegistry(t, fmt.Sprintf(
+		host := serve(t, fmt.Sprintf(
 			"auth: {token: {realm: %q, service: test, issuer: test, rootcertbundle: %q}}", ts.URL+"/token", ts.bundle))
 		ref := interop.PushOCI(t, im.Ref(), host, "team/app:v1", creds...)
 		before := ts.issued.Load()
