@@ -15,6 +15,7 @@ import (
 	"os"
 	"sync/atomic"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/layerpipe/layerpipe/pkg/blockmap"
@@ -34,10 +35,33 @@ type Options struct {
 	// it is the right one. Meant for files; over a network it costs time that
 	// the first read would not need.
 	Probe bool
+	// Store keeps what was fetched of the layers; nil: nothing does.
+	Store layer.Store
+	// Bandwidth bounds what Fill fetches, in bytes a second; 0 is no bound.
+	Bandwidth int64
+	// OnUse, if not nil, hears of each span that is read for the first time. It
+	// must not block, and is called by many goroutines at once.
+	OnUse func(Range)
+	// OnWhole, if not nil, hears whether a layer that could not be verified as
+	// it was read has proved right, once all of it was cached.
+	OnWhole func(d digest.Digest, err error)
+
+	gate *layer.Gate // of all layers of a disk
 }
 
-func (o *Options) lazy(name string) layer.LazyOptions {
-	return layer.LazyOptions{Name: name, SpillDir: o.SpillDir}
+// lazy makes a layer's options. d is what is known of its digest.
+func (o *Options) lazy(name string, d digest.Digest) layer.LazyOptions {
+	if o.gate == nil {
+		o.gate = &layer.Gate{Bandwidth: o.Bandwidth}
+	}
+	lo := layer.LazyOptions{Name: name, SpillDir: o.SpillDir, Digest: d, Store: o.Store, Gate: o.gate}
+	if use := o.OnUse; use != nil {
+		lo.OnUse = func(off, n int64) { use(Range{d, off, n}) }
+	}
+	if whole := o.OnWhole; whole != nil {
+		lo.OnWhole = func(err error) { whole(d, err) }
+	}
+	return lo
 }
 
 // An Opener gives random access to the blob of an index's layer i, of which d
@@ -48,6 +72,7 @@ type Opener func(ctx context.Context, i int, d ocispec.Descriptor) (source.BlobR
 type Disk struct {
 	blockmap.ReaderAtContext
 	layers  []*layer.Lazy
+	digests []digest.Digest // of the layers' blobs, where known
 	closers []io.Closer
 }
 
@@ -90,11 +115,7 @@ func (d *Disk) Layers() int { return len(d.layers) }
 func (d *Disk) Stats() layer.LazyStats {
 	var sum layer.LazyStats
 	for _, l := range d.layers {
-		s := l.Stats()
-		sum.Fetches += s.Fetches
-		sum.Fetched += s.Fetched
-		sum.Decoded += s.Decoded
-		sum.Retries += s.Retries
+		sum.Add(l.Stats())
 	}
 	return sum
 }
@@ -108,8 +129,9 @@ func (d *Disk) Close() error {
 	return err
 }
 
-func (d *Disk) add(l *layer.Lazy) {
+func (d *Disk) add(l *layer.Lazy, dg digest.Digest) {
 	d.layers = append(d.layers, l)
+	d.digests = append(d.digests, dg)
 	d.closers = append(d.closers, l)
 }
 
@@ -213,11 +235,11 @@ func OpenNative(ctx context.Context, blob source.BlobReader, d ocispec.Descripto
 	if d.Size > 0 && blob.Size() != d.Size {
 		return nil, fmt.Errorf("layer %s: the blob has %d bytes, not %d: %w", d.Digest, blob.Size(), d.Size, fault.ErrIntegrity)
 	}
-	l, err := layer.OpenRaw(blob, o.Cache, o.lazy(d.Digest.String()))
+	l, err := layer.OpenRaw(blob, o.Cache, o.lazy(d.Digest.String(), d.Digest))
 	if err != nil {
 		return nil, err
 	}
-	disk.add(l)
+	disk.add(l, d.Digest)
 	disk.ReaderAtContext = l
 	if err := checkImage(readerAt{ctx, l}, l.Size()); err != nil {
 		return nil, fmt.Errorf("layer %s: %w", d.Digest, err)

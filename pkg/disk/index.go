@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/layerpipe/layerpipe/pkg/blockmap"
@@ -124,11 +125,11 @@ func (x *Index) Join(ctx context.Context, open Opener, o Options) (_ *Disk, err 
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 		d.closers = append(d.closers, blob)
-		lazy, err := layer.Open(blob, l, o.Cache, o.lazy(fmt.Sprintf("%d (%s)", i, l.Descriptor.Digest)))
+		lazy, err := layer.Open(blob, l, o.Cache, o.lazy(fmt.Sprintf("%d (%s)", i, l.Descriptor.Digest), l.Descriptor.Digest))
 		if err != nil {
 			return nil, err
 		}
-		d.add(lazy)
+		d.add(lazy, l.Descriptor.Digest)
 		if o.Probe {
 			if err := lazy.Warm(ctx, 0, 1); err != nil {
 				return nil, err
@@ -156,7 +157,7 @@ func (x *Index) join(d *Disk) error {
 // if there is an error.
 func (x *Index) JoinForeign(ctx context.Context, name string, blob source.BlobReader, desc ocispec.Descriptor, z *zinfo.Index, o Options) (*Disk, error) {
 	return x.joinOne(name, blob, desc, func() (*layer.Lazy, error) {
-		return openForeign(ctx, name, blob, z, o)
+		return openForeign(ctx, name, blob, desc.Digest, z, o)
 	})
 }
 
@@ -164,7 +165,7 @@ func (x *Index) JoinForeign(ctx context.Context, name string, blob source.BlobRe
 // from somewhere else. What is read of the layer is verified.
 func (x *Index) JoinSeek(ctx context.Context, name string, blob source.BlobReader, desc ocispec.Descriptor, l *seek.Layer, o Options) (*Disk, error) {
 	return x.joinOne(name, blob, desc, func() (*layer.Lazy, error) {
-		lazy, err := layer.Open(blob, l, o.Cache, o.lazy(name))
+		lazy, err := layer.Open(blob, l, o.Cache, o.lazy(name, desc.Digest))
 		if err != nil || !o.Probe {
 			return lazy, err
 		}
@@ -193,7 +194,7 @@ func (x *Index) joinOne(name string, blob source.BlobReader, desc ocispec.Descri
 	if err != nil {
 		return nil, err
 	}
-	d.add(lazy)
+	d.add(lazy, desc.Digest)
 	// A reader that stops at the archive's end marker does not count what
 	// follows it.
 	if got := x.blocks(lazy.Size()); got < slot.Blocks {
@@ -202,7 +203,7 @@ func (x *Index) joinOne(name string, blob source.BlobReader, desc ocispec.Descri
 	return d, x.join(d)
 }
 
-func openForeign(ctx context.Context, name string, blob source.BlobReader, z *zinfo.Index, o Options) (*layer.Lazy, error) {
+func openForeign(ctx context.Context, name string, blob source.BlobReader, d digest.Digest, z *zinfo.Index, o Options) (*layer.Lazy, error) {
 	head := make([]byte, min(6, blob.Size()))
 	if _, err := blob.ReadAtContext(ctx, head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("layer %s: %w", name, err)
@@ -211,9 +212,9 @@ func openForeign(ctx context.Context, name string, blob source.BlobReader, z *zi
 	case kind == layer.Gzip && z == nil:
 		return nil, fault.Usagef("layer %s is compressed, and the index has no seek section: a zinfo file is needed", name)
 	case kind == layer.Gzip:
-		return layer.OpenZinfo(ctx, blob, z, o.Cache, o.lazy(name))
+		return layer.OpenZinfo(ctx, blob, z, o.Cache, o.lazy(name, d))
 	case kind == layer.Plain && z == nil:
-		return layer.OpenRaw(blob, o.Cache, o.lazy(name))
+		return layer.OpenRaw(blob, o.Cache, o.lazy(name, d))
 	case kind == layer.Plain:
 		return nil, fault.Usagef("layer %s is not compressed: a zinfo file is not for it", name)
 	default:

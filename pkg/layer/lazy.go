@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/layerpipe/layerpipe/pkg/fault"
 	"github.com/layerpipe/layerpipe/pkg/seek"
 	"github.com/layerpipe/layerpipe/pkg/spancache"
@@ -34,6 +36,25 @@ type LazyOptions struct {
 	// SpillOver is the size in bytes above which a span goes to a file. 0 is
 	// 64 MiB, or what the cache can hold if that is less (but 16 MiB at least).
 	SpillOver int64
+	// Digest is the blob's, where Open does not know it from a section. It
+	// stands for the blob in the Store, and is checked once all of the blob is
+	// cached.
+	Digest digest.Digest
+	// Store keeps what was fetched of the blob; nil: nothing does.
+	Store Store
+	// Gate is what this layer shares with others that come over the same
+	// network. nil: one of its own.
+	Gate *Gate
+	// ReadAhead bounds how many bytes of the layer are fetched before they are
+	// asked for, for each sequence of reads. 0 is 32 MiB, or an eighth of what
+	// the cache can hold if that is less; below 0 there is no reading ahead.
+	ReadAhead int64
+	// OnUse, if not nil, hears of each span that is read for the first time,
+	// as a range of the layer. It must not block.
+	OnUse func(off, n int64)
+	// OnWhole, if not nil, hears whether a layer without digests has proved
+	// right now that all of it is cached. If not, reads of it fail from then on.
+	OnWhole func(err error)
 }
 
 const (
@@ -64,7 +85,12 @@ type Lazy struct {
 		m    map[int]*spill
 		jobs sync.WaitGroup
 	}
-	stats struct{ fetches, fetched, decoded, retries atomic.Int64 }
+	window    int64 // the most that is read ahead, in bytes; 0: nothing
+	sequences sequences
+	whole     whole
+	used      []atomic.Uint64 // a bit for each unit, if OnUse is set
+
+	stats lazyStats
 }
 
 var _ ReaderAtContext = (*Lazy)(nil)
@@ -94,6 +120,7 @@ func Open(blob ReaderAtContext, l *seek.Layer, c *spancache.Cache, o LazyOptions
 			u.(*plainUnits).sums = l.Spans[0].Digests
 		}
 	}
+	o.Digest = l.Descriptor.Digest
 	return newLazy(blob, l.Size, u, layoutKey(l), c, o), nil
 }
 
@@ -127,6 +154,7 @@ func OpenZinfo(ctx context.Context, blob ReaderAtContext, x *zinfo.Index, c *spa
 		}
 		l.Size, lz.size = n, n
 	}
+	lz.whole.start(lz)
 	return lz, nil
 }
 
@@ -136,7 +164,9 @@ func OpenRaw(blob ReaderAtContext, c *spancache.Cache, o LazyOptions) (*Lazy, er
 	if o.Name == "" {
 		o.Name = "blob"
 	}
-	return newLazy(blob, blob.Size(), &plainUnits{size: blob.Size(), unit: rawBlock}, uniqueKey(), c, o), nil
+	l := newLazy(blob, blob.Size(), &plainUnits{size: blob.Size(), unit: rawBlock}, uniqueKey(), c, o)
+	l.whole.start(l)
+	return l, nil
 }
 
 // rawBlock is what a raw blob is fetched in, in bytes. There are no digests to
@@ -147,7 +177,22 @@ func newLazy(blob ReaderAtContext, size int64, u units, key [32]byte, c *spancac
 	if o.SpillOver <= 0 {
 		o.SpillOver = min(defaultSpillOver, max(c.Max(), minSpillOver))
 	}
+	if o.Gate == nil {
+		o.Gate = new(Gate)
+	}
+	if o.Digest == "" {
+		o.Store = nil // there is no name for what it would keep
+	}
 	l := &Lazy{blob: blob, cache: c, opt: o, key: key, size: size, units: u}
+	switch l.window = o.ReadAhead; {
+	case l.window < 0:
+		l.window = 0
+	case l.window == 0:
+		l.window = min(maxWindow, c.Max()/8)
+	}
+	if o.OnUse != nil {
+		l.used = make([]atomic.Uint64, u.count()/64+1)
+	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.spills.m = make(map[int]*spill)
 	return l
@@ -185,23 +230,17 @@ func (l *Lazy) Verified() bool {
 	return l.size == 0 || l.units.digests(0) != nil
 }
 
-// LazyStats counts what was read of the blob, and what was made of it.
-type LazyStats struct {
-	Fetches int64 // reads of the blob
-	Fetched int64 // bytes of those
-	Decoded int64 // bytes made of them
-	Retries int64 // fetches because bytes did not match or did not decode
-}
-
-// Stats returns the counters.
-func (l *Lazy) Stats() LazyStats {
-	return LazyStats{l.stats.fetches.Load(), l.stats.fetched.Load(), l.stats.decoded.Load(), l.stats.retries.Load()}
-}
+// Stored reports whether what is fetched goes to a store.
+func (l *Lazy) Stored() bool { return l.opt.Store != nil }
 
 // Close stops work in the background and removes what was spilled. Reads that
 // go on meanwhile may fail.
 func (l *Lazy) Close() error {
 	l.cancel()
+	l.sequences.mu.Lock()
+	l.sequences.closed = true
+	l.sequences.mu.Unlock()
+	l.sequences.jobs.Wait()
 	l.spills.jobs.Wait()
 	l.spills.Lock()
 	defer l.spills.Unlock()
@@ -248,6 +287,10 @@ func (l *Lazy) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	if off >= l.size {
 		return 0, io.EOF
 	}
+	if err := l.whole.err(); err != nil {
+		return 0, err
+	}
+	l.note(off, min(int64(len(p)), l.size-off))
 	want := p[:min(int64(len(p)), l.size-off)]
 	for n := 0; n < len(want); {
 		k, err := l.step(ctx, want[n:], off+int64(n), int64(len(want)-n))
@@ -298,8 +341,8 @@ func (l *Lazy) step(ctx context.Context, p []byte, off, n int64) (int64, error) 
 	for i := range keys {
 		keys[i] = l.spanKey(first + i)
 	}
-	bufs, err := l.cache.GetAll(ctx, keys, func(ctx context.Context, missing []int, put func(int, []byte, error)) {
-		l.fill(ctx, first, missing, put)
+	bufs, err := l.cache.GetAll(ctx, keys, func(ctx context.Context, missing []int, _ <-chan struct{}, put func(int, []byte, error)) {
+		l.fill(ctx, demand{urgency: now}, first, missing, put)
 	})
 	if err != nil {
 		return 0, err

@@ -12,8 +12,10 @@ func (l *Lazy) ReadReady(p []byte, off int64) bool {
 		return false
 	}
 	b, ok := l.cache.Lookup(l.spanKey(i))
-	if ok {
-		copy(p, b[off-out:])
+	if !ok || len(p) == 0 || l.whole.err() != nil {
+		return false
 	}
-	return ok
+	copy(p, b[off-out:])
+	l.note(off, int64(len(p)))
+	return true
 }

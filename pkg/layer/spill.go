@@ -265,30 +265,47 @@ func (f *feed) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fetch reads and verifies the next pieces, a second time if need be.
+// fetch gets the next pieces, verified: one from the store, or several from the
+// blob, and again from there if need be.
 func (f *feed) fetch() error {
 	s := f.s
-	comp := make([]byte, min(f.pieces*seek.PieceSize, s.end-f.next))
-	sums := s.l.units.digests(s.unit)
-	if sums != nil {
-		k := (f.next - s.in) / seek.PieceSize
-		sums = sums[k:][:seek.Pieces(int64(len(comp)))]
-	}
-	var err error
-	for try := range 2 {
-		if try > 0 {
-			s.l.stats.retries.Add(1)
-		}
-		if err = s.l.fetch(s.l.ctx, comp, f.next); err != nil {
-			return err
-		}
-		if err = verify(comp, f.next, sums); err == nil {
-			f.next += int64(len(comp))
-			f.buf = comp
+	parts := s.l.parts(s.unit)
+	k := (f.next - s.in) / seek.PieceSize
+	if parts != nil {
+		if b, ok := s.l.load(&parts[k]); ok {
+			f.next += int64(len(b))
+			f.buf = b
 			return nil
 		}
 	}
-	return err
+	// Somebody waits, or there would be no demand.
+	d := demand{urgency: now}
+	comp := make([]byte, min(f.pieces*seek.PieceSize, s.end-f.next))
+	sums := s.l.units.digests(s.unit)
+	if sums != nil {
+		sums = sums[k:][:seek.Pieces(int64(len(comp)))]
+	}
+	if err := s.l.fetch(s.l.ctx, d, comp, f.next, func(int) {}); err != nil {
+		return err
+	}
+	err := verify(comp, f.next, sums)
+	if err != nil {
+		if err = s.l.fetchAgain(s.l.ctx, d, comp, f.next, err); err == nil {
+			err = verify(comp, f.next, sums)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if parts != nil {
+		for i := range sums {
+			p := &parts[k+int64(i)]
+			s.l.save(p, comp[p.in-f.next:p.end-f.next])
+		}
+	}
+	f.next += int64(len(comp))
+	f.buf = comp
+	return nil
 }
 
 // measure finds the size of a layer whose index does not say it, by decoding
@@ -327,7 +344,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		buf := make([]byte, n)
-		if err := r.l.fetch(r.ctx, buf, r.off); err != nil {
+		if err := r.l.fetch(r.ctx, demand{urgency: now}, buf, r.off, func(int) {}); err != nil {
 			return 0, err
 		}
 		r.buf = buf

@@ -18,6 +18,8 @@ import (
 // Units are the parts of a layer that are fetched, verified, decoded and
 // cached as a whole: the spans of a gzip or zstd layer, pieces of a plain one.
 type units interface {
+	// count is the number of units.
+	count() int
 	// find returns the unit that has the layer's byte at off, which must be
 	// within the layer.
 	find(off int64) int
@@ -45,6 +47,7 @@ type plainUnits struct {
 	sums [][32]byte // for parts of seek.PieceSize
 }
 
+func (u *plainUnits) count() int         { return int((u.size + u.unit - 1) / u.unit) }
 func (u *plainUnits) find(off int64) int { return int(off / u.unit) }
 
 func (u *plainUnits) span(i int) (in, inEnd, out, outEnd int64) {
@@ -77,6 +80,7 @@ type gzipUnits struct {
 	exact bool
 }
 
+func (u *gzipUnits) count() int                                { return len(u.l.Spans) }
 func (u *gzipUnits) find(off int64) int                        { return findSpan(u.l.Spans, off) }
 func (u *gzipUnits) span(i int) (in, inEnd, out, outEnd int64) { return u.l.Range(i) }
 func (u *gzipUnits) digests(i int) [][32]byte                  { return u.l.Spans[i].Digests }
@@ -124,6 +128,7 @@ func (u *gzipUnits) open(i int, comp io.Reader) (io.ReadCloser, error) {
 // zstdUnits are frames, some together.
 type zstdUnits struct{ l *seek.Layer }
 
+func (u *zstdUnits) count() int                                { return len(u.l.Spans) }
 func (u *zstdUnits) find(off int64) int                        { return findSpan(u.l.Spans, off) }
 func (u *zstdUnits) span(i int) (in, inEnd, out, outEnd int64) { return u.l.Range(i) }
 func (u *zstdUnits) digests(i int) [][32]byte                  { return u.l.Spans[i].Digests }

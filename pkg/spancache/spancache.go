@@ -81,6 +81,16 @@ type group struct {
 	waiting int // callers and flights they wait for
 	keys    []Key
 	flights []*flight
+	urgent  chan struct{} // closed once somebody needs one of them now
+	hurried bool          // urgent is closed
+}
+
+// hurry tells the fill that it is waited for.
+func (g *group) hurry() {
+	if !g.hurried {
+		g.hurried = true
+		close(g.urgent)
+	}
 }
 
 // Lookup returns what is in the cache, if it is.
@@ -100,6 +110,26 @@ func (c *Cache) lookup(key Key) ([]byte, bool) {
 	return e.Value.(*entry).buf, true
 }
 
+// Peek is Lookup without counting as a use.
+func (c *Cache) Peek(key Key) ([]byte, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.entries[key]
+	if !ok {
+		return nil, false
+	}
+	return e.Value.(*entry).buf, true
+}
+
+// Remove drops a key that should not be used any more.
+func (c *Cache) Remove(key Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.entries[key]; ok {
+		c.remove(e)
+	}
+}
+
 // Contains reports whether the key is in the cache or being filled, without
 // counting as a use.
 func (c *Cache) Contains(key Key) bool {
@@ -115,7 +145,7 @@ func (c *Cache) Contains(key Key) bool {
 // that ask meanwhile. The context of fill ends only once all of those have
 // gone; it has the values of the first one's. Errors are not kept.
 func (c *Cache) Get(ctx context.Context, key Key, fill func(context.Context) ([]byte, error)) ([]byte, error) {
-	bufs, err := c.GetAll(ctx, []Key{key}, func(ctx context.Context, _ []int, put func(int, []byte, error)) {
+	bufs, err := c.GetAll(ctx, []Key{key}, func(ctx context.Context, _ []int, _ <-chan struct{}, put func(int, []byte, error)) {
 		b, err := fill(ctx)
 		put(0, b, err)
 	})
@@ -127,8 +157,10 @@ func (c *Cache) Get(ctx context.Context, key Key, fill func(context.Context) ([]
 
 // A FillFunc makes the buffers of several keys. Missing are the indexes of the
 // keys concerned. It must call put for each of them, in any order, from any
-// goroutine, before it returns; nobody waits for the others then.
-type FillFunc func(ctx context.Context, missing []int, put func(i int, buf []byte, err error))
+// goroutine, before it returns; nobody waits for the others then. Urgent is
+// closed once somebody waits for one of them who did not only want to have it
+// at hand: at once for GetAll, and later, if ever, for Prefetch.
+type FillFunc func(ctx context.Context, missing []int, urgent <-chan struct{}, put func(i int, buf []byte, err error))
 
 // GetAll is Get for several different keys. Those which are neither there nor
 // being made already are made by one call of fill, which can thus see which
@@ -153,18 +185,12 @@ func (c *Cache) GetAll(ctx context.Context, keys []Key, fill FillFunc) ([][]byte
 		wait = true
 		f := c.flights[key]
 		if f == nil {
-			if own == nil {
-				own = new(group)
-			}
-			f = &flight{group: own, done: make(chan struct{})}
-			c.flights[key] = f
-			own.keys = append(own.keys, key)
-			own.flights = append(own.flights, f)
+			f = c.take(&own, key)
 			missing = append(missing, i)
-			c.stats.Misses++
 		} else {
 			c.stats.Shared++
 		}
+		f.group.hurry()
 		f.group.waiting++
 		flights[i] = f
 	}
@@ -172,27 +198,87 @@ func (c *Cache) GetAll(ctx context.Context, keys []Key, fill FillFunc) ([][]byte
 	if !wait {
 		return bufs, nil
 	}
-	if own != nil {
-		var fctx context.Context
-		fctx, own.cancel = context.WithCancel(context.WithoutCancel(ctx))
-		go c.run(fctx, own, missing, fill)
-	}
+	c.start(ctx, own, missing, fill)
 	defer c.leave(flights)
 	for i, f := range flights {
 		if f == nil {
 			continue
 		}
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		if f.err != nil {
-			return nil, f.err
+		if err := f.wait(ctx); err != nil {
+			return nil, err
 		}
 		bufs[i] = f.buf
 	}
 	return bufs, nil
+}
+
+// Prefetch sees to it that those keys are in the cache which are neither there
+// nor being made already, and waits for them. It makes them as GetAll does, but
+// is no use of them, and is not urgent.
+func (c *Cache) Prefetch(ctx context.Context, keys []Key, fill FillFunc) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	var (
+		own     *group
+		missing []int
+		flights []*flight
+	)
+	c.mu.Lock()
+	for i, key := range keys {
+		if _, held := c.entries[key]; held || c.flights[key] != nil {
+			continue
+		}
+		f := c.take(&own, key)
+		f.group.waiting++
+		flights = append(flights, f)
+		missing = append(missing, i)
+	}
+	c.mu.Unlock()
+	c.start(ctx, own, missing, fill)
+	defer c.leave(flights)
+	for _, f := range flights {
+		if err := f.wait(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// take makes the flight of a key, in a group that it makes for the first one.
+// The lock is held.
+func (c *Cache) take(own **group, key Key) *flight {
+	if *own == nil {
+		*own = &group{urgent: make(chan struct{})}
+	}
+	f := &flight{group: *own, done: make(chan struct{})}
+	c.flights[key] = f
+	(*own).keys = append((*own).keys, key)
+	(*own).flights = append((*own).flights, f)
+	c.stats.Misses++
+	return f
+}
+
+// start runs the fill of a group, if there is one.
+func (c *Cache) start(ctx context.Context, own *group, missing []int, fill FillFunc) {
+	if own == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.mu.Lock()
+	own.cancel = cancel // nobody calls it yet: the caller still waits
+	c.mu.Unlock()
+	go c.run(ctx, own, missing, fill)
+}
+
+// wait waits for a flight to end.
+func (f *flight) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // leave takes back a caller's interest in flights.
@@ -225,7 +311,7 @@ func (c *Cache) run(ctx context.Context, g *group, missing []int, fill FillFunc)
 	for j, i := range missing {
 		at[i] = j
 	}
-	fill(ctx, missing, func(i int, buf []byte, err error) {
+	fill(ctx, missing, g.urgent, func(i int, buf []byte, err error) {
 		c.land(g, at[i], buf, err)
 	})
 	for j := range g.flights {

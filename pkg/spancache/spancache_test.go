@@ -172,7 +172,7 @@ func TestGetAll(t *testing.T) {
 	get(t, c, 2, fillWith(2))
 	bad := errors.New("bad")
 	keys := []Key{key(0), key(1), key(2), key(3), key(4)}
-	_, err := c.GetAll(context.Background(), keys, func(_ context.Context, missing []int, put func(int, []byte, error)) {
+	_, err := c.GetAll(context.Background(), keys, func(_ context.Context, missing []int, _ <-chan struct{}, put func(int, []byte, error)) {
 		if len(missing) != 4 {
 			t.Errorf("missing %v", missing)
 		}
@@ -192,7 +192,7 @@ func TestGetAll(t *testing.T) {
 	get(t, c, 0, never(t))
 	get(t, c, 1, never(t))
 	get(t, c, 3, fillWith(3))
-	if _, err := c.GetAll(context.Background(), keys, func(context.Context, []int, func(int, []byte, error)) {}); err != errNotFilled {
+	if _, err := c.GetAll(context.Background(), keys, func(context.Context, []int, <-chan struct{}, func(int, []byte, error)) {}); err != errNotFilled {
 		t.Errorf("a key that was forgotten: %v", err)
 	}
 }
@@ -214,7 +214,7 @@ func TestConcurrent(t *testing.T) {
 				if r.IntN(4) == 0 {
 					go cancel()
 				}
-				bufs, err := c.GetAll(ctx, keys, func(ctx context.Context, missing []int, put func(int, []byte, error)) {
+				bufs, err := c.GetAll(ctx, keys, func(ctx context.Context, missing []int, _ <-chan struct{}, put func(int, []byte, error)) {
 					for _, i := range missing {
 						put(i, value(keys[i].Span), ctx.Err())
 					}

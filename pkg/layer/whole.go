@@ -1,0 +1,168 @@
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/spancache"
+)
+
+// A whole is the check of a layer that cannot be verified piece by piece: once
+// all of its blob is cached, the digest of the whole tells. The zero value
+// checks nothing.
+type whole struct {
+	l    *Lazy // nil: nothing to do
+	want string
+
+	mu      sync.Mutex
+	have    []uint64 // a bit for each unit
+	missing int
+	checked bool // or being checked
+
+	bad atomic.Pointer[error] // what all reads get from then on
+}
+
+// start is called before the layer is used.
+func (w *whole) start(l *Lazy) {
+	d := l.opt.Digest
+	if l.Verified() || d == "" || d.Validate() != nil || d.Algorithm() != "sha256" {
+		return
+	}
+	w.l, w.want = l, d.Encoded()
+	w.missing = l.units.count()
+	w.have = make([]uint64, w.missing/64+1)
+	if l.opt.Store == nil {
+		return
+	}
+	// An earlier process may have stored all of it.
+	l.sequences.jobs.Go(func() {
+		for i := range l.units.count() {
+			p := l.parts(i)
+			if len(p) != 1 || !l.has(&p[0]) || l.ctx.Err() != nil {
+				return
+			}
+		}
+		for i := range l.units.count() {
+			w.had(i)
+		}
+	})
+}
+
+// had hears that unit i is cached.
+func (w *whole) had(i int) {
+	if w.l == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if bit := uint64(1) << (i % 64); w.have[i/64]&bit == 0 {
+		w.have[i/64] |= bit
+		w.missing--
+	}
+	if w.missing > 0 || w.checked {
+		return
+	}
+	w.l.sequences.mu.Lock()
+	defer w.l.sequences.mu.Unlock()
+	if w.l.sequences.closed {
+		return
+	}
+	w.checked = true
+	w.l.sequences.jobs.Go(w.check)
+}
+
+// lost takes back what had said: the cache has dropped unit i meanwhile.
+func (w *whole) lost(i int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.have[i/64] &^= 1 << (i % 64)
+	w.missing++
+	w.checked = false
+}
+
+// err is not nil once the layer turned out to be wrong.
+func (w *whole) err() error {
+	if p := w.bad.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// check compares the digest.
+func (w *whole) check() {
+	l := w.l
+	h := sha256.New()
+	var at int64 // bytes hashed
+	if in, _, _, _ := l.units.span(0); in > 0 {
+		// A gzip header is in no span.
+		head := make([]byte, in)
+		if err := l.fetch(l.ctx, demand{urgency: idle}, head, 0, func(int) {}); err != nil {
+			return
+		}
+		h.Write(head)
+		at = in
+	}
+	for i := range l.units.count() {
+		in, end, _, _ := l.units.span(i)
+		b, ok := w.unit(l.ctx, i)
+		if !ok {
+			w.lost(i)
+			return
+		}
+		h.Write(b[at-in:])
+		at = end
+	}
+	var err error
+	if got := hex.EncodeToString(h.Sum(nil)); got != w.want {
+		err = fmt.Errorf("layer %s: the whole of it has the digest sha256:%s, not sha256:%s: %w", l.opt.Name, got, w.want, fault.ErrIntegrity)
+		w.bad.Store(&err)
+		l.forgetAll()
+	}
+	if l.opt.OnWhole != nil {
+		l.opt.OnWhole(err)
+	}
+}
+
+// unit returns a unit's blob bytes, if they are at hand.
+func (w *whole) unit(ctx context.Context, i int) ([]byte, bool) {
+	l := w.l
+	if _, plain := l.units.(*plainUnits); plain {
+		if b, ok := l.cache.Peek(l.spanKey(i)); ok {
+			return b, true
+		}
+	}
+	parts := l.parts(i)
+	if len(parts) != 1 {
+		return nil, false
+	}
+	// What was saved last may not be written yet.
+	for range 20 {
+		if l.has(&parts[0]) {
+			return l.load(&parts[0])
+		}
+		select {
+		case <-ctx.Done():
+			return nil, false
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil, false
+}
+
+// forgetAll removes from the caches what there is of the layer.
+func (l *Lazy) forgetAll() {
+	for i := range l.units.count() {
+		l.cache.Remove(spancache.Key{Layer: l.key, Span: int64(i)})
+		for _, p := range l.parts(i) {
+			if l.has(&p) {
+				l.opt.Store.Drop(p.name)
+			}
+		}
+	}
+}
