@@ -3,6 +3,7 @@ package inflate
 import (
 	"encoding/hex"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 	"testing"
@@ -133,4 +134,79 @@ func (w *bitWriter) dynamic(final bool, lit, dist []uint8) {
 	for _, l := range dist {
 		w.code(uint(l), 4)
 	}
+}
+
+// shortDynamic writes the header of a dynamic block in as few bits as there are
+// to be had with little thought: with repeats, and a code length code of just
+// the symbols that occur.
+func (w *bitWriter) shortDynamic(final bool, lit, dist []uint8) {
+	type token struct{ sym, extra, width uint }
+	var tokens []token
+	lens := append(append([]uint8(nil), lit...), dist...)
+	for i := 0; i < len(lens); {
+		n := 1
+		for i+n < len(lens) && lens[i+n] == lens[i] && n < 138 {
+			n++
+		}
+		switch {
+		case lens[i] == 0 && n >= 11:
+			tokens = append(tokens, token{18, uint(n - 11), 7})
+		case lens[i] == 0 && n >= 3:
+			tokens = append(tokens, token{17, uint(n - 3), 3})
+		case i > 0 && lens[i] == lens[i-1] && n >= 3:
+			n = min(n, 6)
+			tokens = append(tokens, token{16, uint(n - 3), 2})
+		default:
+			n = 1
+			tokens = append(tokens, token{uint(lens[i]), 0, 0})
+		}
+		i += n
+	}
+	used := 0
+	var pre [numPre]uint8
+	for _, t := range tokens {
+		if pre[t.sym] == 0 {
+			pre[t.sym] = 1
+			used++
+		}
+	}
+	// A complete code: all of width or width-1.
+	if used == 1 {
+		pre[0], pre[1], used = 1, 1, 2
+	}
+	width := bits.Len(uint(used - 1))
+	short := 1<<width - used
+	for s := range pre {
+		if pre[s] != 0 {
+			pre[s] = uint8(width)
+			if short > 0 {
+				pre[s]--
+				short--
+			}
+		}
+	}
+	last := numPre
+	for pre[preOrder[last-1]] == 0 {
+		last--
+	}
+	w.put(uint64(b2u(final)), 1)
+	w.put(2, 2)
+	w.put(uint64(len(lit)-257), 5)
+	w.put(uint64(len(dist)-1), 5)
+	w.put(uint64(last-4), 4)
+	for _, s := range preOrder[:last] {
+		w.put(uint64(pre[s]), 3)
+	}
+	codes := canonical(pre[:])
+	for _, t := range tokens {
+		w.code(codes[t.sym], pre[t.sym])
+		w.put(uint64(t.extra), t.width)
+	}
+}
+
+func b2u(b bool) uint {
+	if b {
+		return 1
+	}
+	return 0
 }

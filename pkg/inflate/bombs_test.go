@@ -3,6 +3,7 @@ package inflate
 import (
 	"bytes"
 	"io"
+	"math/rand/v2"
 	"runtime"
 	"testing"
 )
@@ -121,7 +122,7 @@ func TestLargestTables(t *testing.T) {
 				for long := int(c.root) + 1; long <= maxBits; long++ {
 					lens := spread(len(c.entry), uint8(short), uint8(long))
 					clear(table)
-					if !buildTable(table, c.root, c.entry, lens, false, &sorted) {
+					if _, ok := buildTable(table, c.root, c.entry, lens, false, &sorted); !ok {
 						t.Fatalf("%d, %d: not complete", short, long)
 					}
 					for i := len(table); i > 0; i-- {
@@ -135,6 +136,55 @@ func TestLargestTables(t *testing.T) {
 			t.Logf("%d of %d entries", most, c.size)
 		})
 	}
+}
+
+// What a block's tables cost is bounded by what its header costs the attacker,
+// so that blocks without data are not much dearer than data, byte for byte.
+func TestTableWork(t *testing.T) {
+	const limit = 16 // entries for each bit of a header
+	var codes [][]uint8
+	for n := 2; n <= 286; n++ {
+		for short := 1; 1<<short <= n; short++ {
+			for long := short + 1; long <= maxBits; long++ {
+				codes = append(codes, spread(n, uint8(short), uint8(long)))
+			}
+		}
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 3000 {
+		codes = append(codes, randomLens(r, 286, 2+r.IntN(285)))
+	}
+	// One code and then zeros.
+	codes = append(codes, []uint8{1})
+	table := make([]uint32, litSize)
+	var sorted [maxLit]uint16
+	worst := 0.0
+	for _, lens := range codes {
+		if len(lens) < 257 {
+			lens = append(lens[:len(lens):len(lens)], make([]uint8, 257-len(lens))...)
+		}
+		lens[0], lens[256] = lens[256], lens[0]
+		clear(table)
+		root, ok := buildTable(table, litBits, litEntry[:], lens, true, &sorted)
+		if !ok {
+			t.Fatalf("%v: not complete", lens)
+		}
+		size := 1 << root
+		for i := size; i < len(table); i++ {
+			if table[i] != 0 {
+				size = i + 1
+			}
+		}
+		var w bitWriter
+		w.shortDynamic(false, lens, []uint8{0})
+		if got := float64(size) / float64(8*len(w.b)); got > worst {
+			worst = got
+			if got > limit {
+				t.Fatalf("%d entries for %d bytes of header: %v", size, len(w.b), lens)
+			}
+		}
+	}
+	t.Logf("at worst %.1f entries for each bit", worst)
 }
 
 // spread makes a complete code of at most n symbols: leaves at the length

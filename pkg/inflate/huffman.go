@@ -1,6 +1,9 @@
 package inflate
 
-import "math/bits"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // Table entries. Each is a uint32:
 //
@@ -26,7 +29,7 @@ const (
 const (
 	maxBits = 15 // longest code, RFC 1951 section 3.2.7
 
-	litBits  = 11
+	litBits  = 11 // at most
 	distBits = 8
 	// Sizes of the tables with all their subtables. The most that a complete
 	// code needs is 2342 of 288 symbols at 11 bits and 402 of 32 at 8 bits;
@@ -52,6 +55,8 @@ var (
 var (
 	fixedLit  [litSize]uint32
 	fixedDist [distSize]uint32
+
+	fixedLitMask, fixedDistMask uint64
 )
 
 func init() {
@@ -98,95 +103,98 @@ func init() {
 		}
 	}
 	var sorted [maxLit]uint16
-	buildTable(fixedLit[:], litBits, litEntry[:], lens[:], false, &sorted)
+	n, _ := buildTable(fixedLit[:], litBits, litEntry[:], lens[:], false, &sorted)
+	fixedLitMask = 1<<n - 1
 	for s := range maxDist {
 		lens[s] = 5
 	}
-	buildTable(fixedDist[:], distBits, distEntry[:], lens[:maxDist], false, &sorted)
+	n, _ = buildTable(fixedDist[:], distBits, distEntry[:], lens[:maxDist], false, &sorted)
+	fixedDistMask = 1<<n - 1
 }
 
-// buildTable makes the table of the canonical code that lens gives: table is
-// indexed with the next root bits of input. It reports false for a code that
-// is over-subscribed or incomplete; if partial is set, an empty code and one of
-// a single symbol and bit are fine, as they are for zlib.
+// buildTable makes the table of the canonical code that lens gives, which is
+// indexed with the next bits of input: so many as it returns, root at most. It
+// reports false for a code that is over-subscribed or incomplete; if partial is
+// set, an empty code and one of a single symbol and bit are fine, as they are
+// for zlib.
 //
-// Work is bounded by the table's size and not by what the code would need:
-// an attacker pays 11 bytes or so for one table.
-func buildTable(table []uint32, root uint, entry []uint32, lens []uint8, partial bool, sorted *[maxLit]uint16) bool {
+// An attacker pays 11 bytes or so for a table. Its size, and so the work, goes by
+// the number and the lengths of the codes in it, for which he pays, too; long
+// runs of symbols without one are skipped.
+func buildTable(table []uint32, root uint, entry []uint32, lens []uint8, partial bool, sorted *[maxLit]uint16) (uint, bool) {
 	var count [maxBits + 1]uint16
-	for _, l := range lens {
-		count[l&15]++
+	for s := nextUsed(lens, 0); s < len(lens); s = nextUsed(lens, s+1) {
+		count[lens[s]&15]++
 	}
 	// Is the code complete? left is how many codes of length l are unused.
 	left, total := 1, 0
+	longest := uint(0)
 	var offs [maxBits + 2]uint16
 	for l := 1; l <= maxBits; l++ {
 		left = left<<1 - int(count[l])
 		if left < 0 {
-			return false
+			return 0, false
+		}
+		if count[l] != 0 {
+			longest = uint(l)
 		}
 		total += int(count[l])
 		offs[l+1] = uint16(total)
 	}
 	if left > 0 {
 		if !partial || total > 1 || total == 1 && count[1] == 0 {
-			return false
+			return 0, false
 		}
-		for i := range table[:1<<root] {
-			table[i] = entInvalid
+		table[0], table[1] = entInvalid, entInvalid
+		if total == 1 { // its code is 0
+			table[0] = entry[nextUsed(lens, 0)] + 1<<8 + 1
 		}
-		if total == 0 {
-			return true
-		}
+		return 1, true
 	}
 
-	for s, l := range lens {
-		if l != 0 {
-			sorted[offs[l&15]] = uint16(s)
-			offs[l&15]++
-		}
+	for s := nextUsed(lens, 0); s < len(lens); s = nextUsed(lens, s+1) {
+		l := lens[s] & 15
+		sorted[offs[l]] = uint16(s)
+		offs[l]++
 	}
 	syms := sorted[:total]
-	if left > 0 { // the single symbol's code is 0
-		e := entry[syms[0]] + 1<<8 + 1
-		for i := 0; i < 1<<root; i += 2 {
-			table[i] = e
-		}
-		return true
-	}
+	// A few symbols make do with a small table even if their codes are long.
+	root = min(root, longest, uint(bits.Len(uint(total)))+3)
 
 	// Codes that fit: in a table of 2^l entries each code of length l is one
 	// entry, at the code's bits in reverse. From one length to the next the
 	// table doubles.
-	code := 0 // in reverse
+	code := uint(0)
 	next := 0 // index in syms
 	l := uint(1)
 	for ; l <= root; l++ {
 		add := uint32(l)<<8 + uint32(l)
-		mask := 1<<l - 1
+		code <<= 1
 		for range count[l] {
-			table[code] = entry[syms[next]] + add
+			table[reverse(code, l)] = entry[syms[next]] + add
 			next++
-			code = increment(code, mask)
+			code++
 		}
 		if l < root {
 			copy(table[1<<l:2<<l], table[:1<<l])
 		}
 	}
 	if next == total {
-		return true
+		return root, true
 	}
 
 	// Longer codes share a subtable with all that begin with the same root
-	// bits. code is now that of length root; carry it to the next length.
+	// bits.
 	end := 1 << root
 	prefix, start, width := -1, 0, uint(0)
 	for ; l <= maxBits; l++ {
-		mask := 1<<l - 1
 		sub := l - root
 		add := uint32(sub)<<8 + uint32(sub)
+		code <<= 1
 		for k := count[l]; k > 0; k-- {
-			if p := code & (1<<root - 1); p != prefix {
+			rev := reverse(code, l)
+			code++
+			if p := int(rev & (1<<root - 1)); p != prefix {
 				// As wide as is needed to hold the codes that come next until
 				// the prefix is used up.
 				prefix, start, width = p, end, sub
@@ -199,20 +207,26 @@ func buildTable(table []uint32, root uint, entry []uint32, lens []uint8, partial
 			}
 			e := entry[syms[next]] + add
 			next++
-			for i := code >> root; i < 1<<width; i += 1 << sub {
+			for i := int(rev >> root); i < 1<<width; i += 1 << sub {
 				table[start+i] = e
 			}
-			code = increment(code, mask)
 		}
 	}
-	return true
+	return root, true
 }
 
-// increment adds 1 to a code that is in reverse. It is 0 after the last.
-func increment(code, mask int) int {
-	bit := 1 << bits.Len(uint(code^mask)) >> 1
-	if bit == 0 {
-		return 0
+// nextUsed is the first symbol from s on that has a code, or len(lens).
+func nextUsed(lens []uint8, s int) int {
+	for s < len(lens) && lens[s] == 0 {
+		if s+8 <= len(lens) && binary.LittleEndian.Uint64(lens[s:]) == 0 {
+			s += 8
+		} else {
+			s++
+		}
 	}
-	return code&(bit-1) | bit
+	return s
 }
+
+// reverse turns round a code of n bits: codes come with the highest bit first,
+// all else in the input with the lowest.
+func reverse(code, n uint) uint { return uint(bits.Reverse16(uint16(code))) >> ((16 - n) & 15) }

@@ -106,8 +106,11 @@ type Reader struct {
 
 	onMember func(MemberEnd)
 
-	lit  *[litSize]uint32
-	dist *[distSize]uint32
+	// The tables of the block at hand, and what to mask the input with for an
+	// index: less than 1<<litBits and 1<<distBits.
+	lit               *[litSize]uint32
+	dist              *[distSize]uint32
+	litMask, distMask uint64
 
 	in      [inSize + inSlack]byte
 	out     [WindowSize + outSize + outSlack]byte
@@ -156,7 +159,7 @@ func (z *Reader) Resume(r io.Reader, b Boundary, window []byte) {
 	z.start = b.Out
 	if !b.Member {
 		z.crcSkip = true
-		z.floor = int(max(WindowSize-b.Out, 0)) // there is nothing before byte 0
+		z.floor = int(WindowSize - min(max(b.Out, 0), WindowSize)) // there is nothing before byte 0
 		if window == nil {
 			clear(z.out[:WindowSize])
 		} else if len(window) != WindowSize {

@@ -8,6 +8,7 @@ import "encoding/binary"
 // so that each test compares the two.
 func (z *Reader) safeLoop() result {
 	lit, dist := z.lit, z.dist
+	litMask, distMask := z.litMask&(1<<litBits-1), z.distMask&(1<<distBits-1)
 	in, out := &z.in, &z.out
 	ip, op := uint(z.ip), uint(z.op)
 	ilim, olim, floor := uint(z.ilim), uint(z.olim), uint(z.floor)
@@ -16,7 +17,7 @@ func (z *Reader) safeLoop() result {
 	b |= load64(in[ip:]) << (n & 63)
 	ip += uint(7 - n>>3&7)
 	n |= 56
-	e := lit[b&(1<<litBits-1)]
+	e := lit[b&litMask]
 	res := resLimit
 	for ip <= ilim && op < olim {
 		saved := b
@@ -25,21 +26,21 @@ func (z *Reader) safeLoop() result {
 		if int32(e) < 0 {
 			out[op] = byte(e >> 16)
 			op++
-			e = lit[b&(1<<litBits-1)]
+			e = lit[b&litMask]
 			saved = b
 			b >>= e & 63
 			n -= uint64(e)
 			if int32(e) < 0 {
 				out[op] = byte(e >> 16)
 				op++
-				e = lit[b&(1<<litBits-1)]
+				e = lit[b&litMask]
 				saved = b
 				b >>= e & 63
 				n -= uint64(e)
 				if int32(e) < 0 {
 					out[op] = byte(e >> 16)
 					op++
-					e = lit[b&(1<<litBits-1)]
+					e = lit[b&litMask]
 					b |= load64(in[ip:]) << (n & 63)
 					ip += uint(7 - n>>3&7)
 					n |= 56
@@ -59,7 +60,7 @@ func (z *Reader) safeLoop() result {
 					b |= load64(in[ip:]) << (n & 63)
 					ip += uint(7 - n>>3&7)
 					n |= 56
-					e = lit[b&(1<<litBits-1)]
+					e = lit[b&litMask]
 					continue
 				}
 			}
@@ -74,19 +75,19 @@ func (z *Reader) safeLoop() result {
 		}
 		length := uint(e>>16) + uint(saved&(1<<(e&63)-1)>>(e>>8&15))
 
-		e = dist[b&(1<<distBits-1)]
+		e = dist[b&distMask]
 		if n&0xff < distBits+13+litBits-1 || e&entExceptional != 0 {
 			b |= load64(in[ip:]) << (n & 63)
 			ip += uint(7 - n>>3&7)
 			n |= 56
-			e = dist[b&(1<<distBits-1)]
+			e = dist[b&distMask]
 			if e&entExceptional != 0 {
 				if e&entSubtable == 0 {
 					res = resDist
 					break
 				}
-				b >>= distBits
-				n -= distBits
+				b >>= e & 63
+				n -= uint64(e)
 				e = dist[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(distSize-1)]
 				if e&entExceptional != 0 {
 					res = resDist
@@ -102,7 +103,7 @@ func (z *Reader) safeLoop() result {
 			res = resTooFar
 			break
 		}
-		e = lit[b&(1<<litBits-1)]
+		e = lit[b&litMask]
 		b |= load64(in[ip:]) << (n & 63)
 		ip += uint(7 - n>>3&7)
 		n |= 56

@@ -35,7 +35,8 @@ import "unsafe"
 //     literals: less than outSlack.
 //   - a match's source is not below floor, which is checked, and below op.
 func (z *Reader) loop() result {
-	lit, dist := z.lit, z.dist
+	lit, dist := unsafe.Pointer(z.lit), unsafe.Pointer(z.dist)
+	litMask, distMask := z.litMask, z.distMask
 	ip := unsafe.Pointer(&z.in[z.ip])
 	ilim := unsafe.Pointer(&z.in[z.ilim])
 	op := unsafe.Pointer(&z.out[z.op])
@@ -46,7 +47,7 @@ func (z *Reader) loop() result {
 	b |= *(*uint64)(ip) << (n & 63)
 	ip = unsafe.Add(ip, 7-n>>3&7)
 	n |= 56
-	e := lit[b&(1<<litBits-1)]
+	e := *(*uint32)(unsafe.Add(lit, (b&litMask)*4))
 	res := resLimit
 	for uintptr(ip) <= uintptr(ilim) && uintptr(op) < uintptr(olim) {
 		saved := b
@@ -55,21 +56,21 @@ func (z *Reader) loop() result {
 		if int32(e) < 0 {
 			*(*byte)(op) = byte(e >> 16)
 			op = unsafe.Add(op, 1)
-			e = lit[b&(1<<litBits-1)]
+			e = *(*uint32)(unsafe.Add(lit, (b&litMask)*4))
 			saved = b
 			b >>= e & 63
 			n -= uint64(e)
 			if int32(e) < 0 {
 				*(*byte)(op) = byte(e >> 16)
 				op = unsafe.Add(op, 1)
-				e = lit[b&(1<<litBits-1)]
+				e = *(*uint32)(unsafe.Add(lit, (b&litMask)*4))
 				saved = b
 				b >>= e & 63
 				n -= uint64(e)
 				if int32(e) < 0 {
 					*(*byte)(op) = byte(e >> 16)
 					op = unsafe.Add(op, 1)
-					e = lit[b&(1<<litBits-1)]
+					e = *(*uint32)(unsafe.Add(lit, (b&litMask)*4))
 					b |= *(*uint64)(ip) << (n & 63)
 					ip = unsafe.Add(ip, 7-n>>3&7)
 					n |= 56
@@ -79,7 +80,7 @@ func (z *Reader) loop() result {
 		}
 		if e&entExceptional != 0 {
 			if e&entSubtable != 0 {
-				e = lit[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(litSize-1)]
+				e = *(*uint32)(unsafe.Add(lit, ((uint64(e>>16)+b&(1<<(e>>8&15)-1))&(litSize-1))*4))
 				saved = b
 				b >>= e & 63
 				n -= uint64(e)
@@ -89,7 +90,7 @@ func (z *Reader) loop() result {
 					b |= *(*uint64)(ip) << (n & 63)
 					ip = unsafe.Add(ip, 7-n>>3&7)
 					n |= 56
-					e = lit[b&(1<<litBits-1)]
+					e = *(*uint32)(unsafe.Add(lit, (b&litMask)*4))
 					continue
 				}
 			}
@@ -104,20 +105,20 @@ func (z *Reader) loop() result {
 		}
 		length := uintptr(e>>16) + uintptr(saved&(1<<(e&63)-1)>>(e>>8&15))
 
-		e = dist[b&(1<<distBits-1)]
+		e = *(*uint32)(unsafe.Add(dist, (b&distMask)*4))
 		if n&0xff < distBits+13+litBits-1 || e&entExceptional != 0 {
 			b |= *(*uint64)(ip) << (n & 63)
 			ip = unsafe.Add(ip, 7-n>>3&7)
 			n |= 56
-			e = dist[b&(1<<distBits-1)]
+			e = *(*uint32)(unsafe.Add(dist, (b&distMask)*4))
 			if e&entExceptional != 0 {
 				if e&entSubtable == 0 {
 					res = resDist
 					break
 				}
-				b >>= distBits
-				n -= distBits
-				e = dist[(uint64(e>>16)+b&(1<<(e>>8&15)-1))&(distSize-1)]
+				b >>= e & 63
+				n -= uint64(e)
+				e = *(*uint32)(unsafe.Add(dist, ((uint64(e>>16)+b&(1<<(e>>8&15)-1))&(distSize-1))*4))
 				if e&entExceptional != 0 {
 					res = resDist
 					break
@@ -131,7 +132,7 @@ func (z *Reader) loop() result {
 			res = resTooFar
 			break
 		}
-		e = lit[b&(1<<litBits-1)]
+		e = *(*uint32)(unsafe.Add(lit, (b&litMask)*4))
 		b |= *(*uint64)(ip) << (n & 63)
 		ip = unsafe.Add(ip, 7-n>>3&7)
 		n |= 56

@@ -10,9 +10,9 @@ func (z *Reader) plainLoop() result {
 			break // loop can go on
 		}
 		z.refill()
-		e := z.lit[z.b&(1<<litBits-1)]
+		e := z.lit[z.b&z.litMask]
 		if e&entSubtable != 0 {
-			z.drop(litBits)
+			z.drop(uint(e & 0xff))
 			e = z.lit[uint64(e>>16)+z.b&(1<<(e>>8&15)-1)]
 		}
 		switch {
@@ -33,9 +33,9 @@ func (z *Reader) plainLoop() result {
 		}
 		n := z.value(e)
 		// 20 of 56 bits may be gone, and 28 may be needed.
-		e = z.dist[z.b&(1<<distBits-1)]
+		e = z.dist[z.b&z.distMask]
 		if e&entSubtable != 0 {
-			z.drop(distBits)
+			z.drop(uint(e & 0xff))
 			e = z.dist[uint64(e>>16)+z.b&(1<<(e>>8&15)-1)]
 		}
 		if e&entExceptional != 0 {

@@ -73,6 +73,7 @@ func (z *Reader) blockHeader() error {
 		z.state = stStored
 	case 1:
 		z.lit, z.dist = &fixedLit, &fixedDist
+		z.litMask, z.distMask = fixedLitMask, fixedDistMask
 		z.state = stHuffman
 	case 2:
 		if err := z.dynamicHeader(); err != nil {
@@ -139,15 +140,17 @@ func (z *Reader) dynamicHeader() error {
 		z.drop(3)
 	}
 	// The distance table is built last: until then it holds this one.
-	if !buildTable(z.dynDist[:], preBits, preEntry[:], preLens[:], false, &z.sorted) {
+	n, ok := buildTable(z.dynDist[:], preBits, preEntry[:], preLens[:], false, &z.sorted)
+	if !ok {
 		return z.fail("invalid code of code lengths")
 	}
 
+	preMask := uint64(1)<<n - 1
 	lens := &z.lens
 	total := nlit + ndist
 	for i := 0; i < total; {
 		z.refill()
-		e := z.dynDist[z.b&(1<<preBits-1)]
+		e := z.dynDist[z.b&preMask&(distSize-1)]
 		if e&entExceptional != 0 {
 			return z.fail("invalid code in code lengths")
 		}
@@ -175,8 +178,9 @@ func (z *Reader) dynamicHeader() error {
 			n = 11 + int(z.b&127)
 			z.drop(7)
 		}
-		for j := range n {
-			lens[i+j] = val
+		rep := lens[i : i+n]
+		for j := range rep {
+			rep[j] = val
 		}
 		i += n
 		if i > total {
@@ -189,12 +193,14 @@ func (z *Reader) dynamicHeader() error {
 	if lens[256] == 0 {
 		return z.fail("no code for the end of the block")
 	}
-	if !buildTable(z.dynLit[:], litBits, litEntry[:], lens[:nlit], true, &z.sorted) {
+	if n, ok = buildTable(z.dynLit[:], litBits, litEntry[:], lens[:nlit], true, &z.sorted); !ok {
 		return z.fail("invalid literal and length code")
 	}
-	if !buildTable(z.dynDist[:], distBits, distEntry[:], lens[nlit:total], true, &z.sorted) {
+	z.litMask = 1<<n - 1
+	if n, ok = buildTable(z.dynDist[:], distBits, distEntry[:], lens[nlit:total], true, &z.sorted); !ok {
 		return z.fail("invalid distance code")
 	}
+	z.distMask = 1<<n - 1
 	return nil
 }
 

@@ -38,6 +38,9 @@ func (x *Index) WriteTo(w io.Writer) (int64, error) {
 	if len(x.Points) > math.MaxInt32 {
 		return 0, fmt.Errorf("zinfo: %d points do not fit: %w", len(x.Points), fault.ErrUnsupported)
 	}
+	if x.Unpack != nil {
+		return 0, fmt.Errorf("zinfo: an index with windows of another form is not written: %w", fault.ErrUsage)
+	}
 	b := make([]byte, headerSize, pointSize)
 	binary.LittleEndian.PutUint32(b, uint32(len(x.Points)))
 	binary.LittleEndian.PutUint64(b[4:], uint64(x.SpanSize))

@@ -116,9 +116,10 @@ func (r *ReaderAt) give(c *cursor) {
 
 // A cursor is a decoder that stands at an offset of the decompressed data.
 type cursor struct {
-	z   inflate.Reader
-	in  sectionReader
-	pos int64 // or -1
+	z      inflate.Reader
+	in     sectionReader
+	pos    int64 // or -1
+	window [WindowSize]byte
 }
 
 // sectionReader is an io.SectionReader that can be set anew.
@@ -146,7 +147,7 @@ func (s *sectionReader) Read(p []byte) (int, error) {
 func (c *cursor) resume(blob io.ReaderAt, x *Index, i int) {
 	p := &x.Points[i]
 	c.in = sectionReader{blob, p.start(), x.BlobSize}
-	c.z.Resume(&c.in, p.boundary(), p.Window)
+	c.z.Resume(&c.in, p.boundary(), x.window(i, &c.window))
 	c.pos = p.Out
 }
 

@@ -12,8 +12,9 @@ import (
 
 // A spanDecoder is what it takes to inflate a span: some 400 KB, so it is kept.
 type spanDecoder struct {
-	z  inflate.Reader
-	in memReader
+	z      inflate.Reader
+	in     memReader
+	window [WindowSize]byte
 }
 
 var decoders = sync.Pool{New: func() any { return new(spanDecoder) }}
@@ -54,7 +55,7 @@ func (x *Index) DecodeSpan(i int, comp, dst []byte) error {
 func (d *spanDecoder) decode(x *Index, i int, comp, dst []byte) error {
 	p := &x.Points[i]
 	d.in.b = comp
-	d.z.Resume(&d.in, p.boundary(), p.Window)
+	d.z.Resume(&d.in, p.boundary(), x.window(i, &d.window))
 	// Not io.ReadFull: an interface would make dst escape.
 	for n := 0; n < len(dst); {
 		k, err := d.z.Read(dst[n:])

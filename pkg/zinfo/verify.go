@@ -27,7 +27,7 @@ func (x *Index) Verify(ctx context.Context, blob io.ReaderAt, workers int, progr
 	var wg sync.WaitGroup
 	for range max(1, workers) {
 		wg.Go(func() {
-			v := verifier{x: x, window: make([]byte, WindowSize)}
+			v := verifier{x: x}
 			for i := range todo {
 				r := v.span(blob, i)
 				reports[i] = r
@@ -103,7 +103,7 @@ func (x *Index) conclude(ctx context.Context, reports []spanReport) (int64, erro
 type verifier struct {
 	x      *Index
 	c      cursor
-	window []byte
+	window [WindowSize]byte // as it is
 }
 
 func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
@@ -150,9 +150,10 @@ func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
 		}
 		found = true
 		r.sum = z.Sum()
-		if have := z.Window(v.window); next.Window != nil && !b.Member {
-			for j := WindowSize - have; j < WindowSize; j++ {
-				same = same && (next.Window[j] == v.window[j] || next.Window[j] == 0)
+		// c's own window has done its work.
+		if want := v.x.window(i+1, &v.c.window); want != nil && !b.Member {
+			for j := WindowSize - z.Window(v.window[:]); j < WindowSize; j++ {
+				same = same && (want[j] == v.window[j] || want[j] == 0)
 			}
 		}
 	})

@@ -62,6 +62,21 @@ type Index struct {
 	Points   []Point // In and Out increase strictly; the first Out is 0
 	Size     int64   // of the decompressed data, or -1
 	BlobSize int64   // of the compressed data, or -1
+
+	// Unpack, if not nil, fills window, of WindowSize bytes, with that of point
+	// i, for an index whose owner keeps the windows in another form. The
+	// Windows of the Points are not looked at then. It may be called by several
+	// goroutines at once. Such an index cannot be written.
+	Unpack func(i int, window []byte)
+}
+
+// window is that of point i, or nil for zeros. buf may be used to hold it.
+func (x *Index) window(i int, buf *[WindowSize]byte) []byte {
+	if x.Unpack == nil {
+		return x.Points[i].Window
+	}
+	x.Unpack(i, buf[:])
+	return buf[:]
 }
 
 // Range gives what span i is made from and what it makes: the compressed bytes
