@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/layer"
+	"github.com/layerpipe/layerpipe/pkg/seek"
 	"github.com/layerpipe/layerpipe/pkg/zinfo"
 )
 
@@ -40,11 +42,8 @@ func (c *command) index(ctx context.Context) error {
 	_, size, _ := cli.Regular(in)
 	c.progress.Start(c.name(), size)
 	src := &source{ctx: ctx, r: in, seen: c.progress.Set}
-	r := zinfo.NewReader(src, zinfo.Options{
-		SpanSize:  int64(c.flags.SpanSize),
-		Sparse:    c.flags.Sparse,
-		PerMember: c.flags.PerMember,
-	})
+	r := c.maker(ctx, src)
+	defer r.Close()
 	// A read of stdin may wait for ever, and a signal must end it: then the
 	// process ends without this goroutine.
 	done := make(chan error, 1)
@@ -63,11 +62,7 @@ func (c *command) index(ctx context.Context) error {
 		}
 		return fmt.Errorf("%s: %w", c.name(), err)
 	}
-	x, err := r.Index()
-	if err != nil {
-		return err
-	}
-	if _, err := x.WriteTo(out); err != nil {
+	if err := r.encode(out); err != nil {
 		return err
 	}
 	c.progress.End()
@@ -77,6 +72,79 @@ func (c *command) index(ctx context.Context) error {
 		}
 	}
 	return out.commit()
+}
+
+// A maker gives the decompressed data, and makes an index on the way.
+type maker interface {
+	io.WriterTo
+	encode(io.Writer) error // writes the index, after WriteTo
+	Close() error
+}
+
+func (c *command) maker(ctx context.Context, r io.Reader) maker {
+	if c.flags.Seek {
+		return &seekMaker{c, layer.NewReader(ctx, r, layer.Options{Seek: true, SpanSize: int64(c.flags.SpanSize)})}
+	}
+	return &zinfoMaker{zinfo.NewReader(r, zinfo.Options{
+		SpanSize:  int64(c.flags.SpanSize),
+		Sparse:    c.flags.Sparse,
+		PerMember: c.flags.PerMember,
+	})}
+}
+
+type zinfoMaker struct{ *zinfo.Reader }
+
+func (m *zinfoMaker) encode(w io.Writer) error {
+	x, err := m.Index()
+	if err == nil {
+		_, err = x.WriteTo(w)
+	}
+	return err
+}
+
+func (m *zinfoMaker) Close() error { return nil }
+
+// seekMaker makes a seek section of one layer.
+type seekMaker struct {
+	c *command
+	*layer.Reader
+}
+
+func (m *seekMaker) encode(w io.Writer) error {
+	l, err := m.Seek()
+	if err != nil {
+		return err
+	}
+	m.c.warnOfSpans(l)
+	b, err := (&seek.Section{Layers: []seek.Layer{*l}}).Append(nil)
+	if err == nil {
+		_, err = w.Write(b)
+	}
+	return err
+}
+
+// largeSpan is how many decompressed bytes a span may have without a word:
+// what a reader keeps in memory.
+const largeSpan = 64 << 20
+
+// warnOfSpans says it if the file is such that there is no random access to
+// speak of, since nothing can be done about it later.
+func (c *command) warnOfSpans(l *seek.Layer) {
+	if l.Kind == seek.Plain || c.flags.Quiet {
+		return
+	}
+	var largest int64
+	for i := range l.Spans {
+		_, _, out, end := l.Range(i)
+		largest = max(largest, end-out)
+	}
+	c.progress.End()
+	switch {
+	case l.Kind == seek.Zstd && len(l.Spans) == 1 && l.Size > int64(c.flags.SpanSize):
+		c.env.Errorf("warning: %s: a single zstd frame of %s: the first read of any part of it decodes it all (compress it in frames: zstd:chunked, pzstd, seekable)", c.name(), cli.Size(l.Size))
+	case largest > largeSpan:
+		c.env.Errorf("warning: %s: the largest span has %s, which a read of any part of it decodes as a whole", c.name(), cli.Size(largest))
+	}
 }
 
 // source counts what is read, and stops at a signal.

@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
@@ -41,6 +43,8 @@ func TestScripts(t *testing.T) {
 			"flip":   scriptFlip,
 			"gz":     scriptGz,
 			"part":   scriptPart,
+			"points": scriptPoints,
+			"zst":    scriptZst,
 		},
 	})
 }
@@ -138,6 +142,39 @@ func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
 // append FILE TEXT: adds to its end.
 func scriptAppend(ts *testscript.TestScript, neg bool, args []string) {
 	edit(ts, args[0], func(b []byte) []byte { return append(b, args[1]...) })
+}
+
+// zst FILE OUT [FRAME]: compresses it, in frames of so many bytes.
+func scriptZst(ts *testscript.TestScript, neg bool, args []string) {
+	data, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	frame := len(data)
+	if len(args) > 2 {
+		frame = number(ts, args[2])
+	}
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	ts.Check(err)
+	defer enc.Close()
+	var out []byte
+	for part := range slices.Chunk(data, frame) {
+		out = enc.EncodeAll(part, out)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), out, 0o666))
+}
+
+// points FILE OUT: takes the positions out of what --show printed.
+func scriptPoints(ts *testscript.TestScript, neg bool, args []string) {
+	var out []byte
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		var n, in, bits, off int64
+		if k, _ := fmt.Sscan(line, &n, &in, &bits, &off); k == 4 {
+			out = fmt.Appendln(out, n, in, bits, off)
+		}
+	}
+	if len(out) == 0 {
+		ts.Fatalf("no points in %s", args[0])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), out, 0o666))
 }
 
 // repeat gives the same bytes times times over.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"runtime"
 
@@ -14,22 +13,25 @@ const description = `Index a gzip file (any number of members) for random access
 
 The index goes to stdout; FILE may be - for stdin, which is read once, in constant memory. Every checksum in
 FILE is verified on the way. The same program shows an index, verifies it against its file, and reads with it.
+With --seek the index is layerpipe's own seek section: smaller, with digests of the compressed data, and for zstd and plain files, too.
 
   oci-fetch --layer 1 golang:1.26 | gzindex > l1.zinfo
   gzindex --show l1.zinfo
   gzindex --verify l1.zinfo l1.tar.gz
-  gzindex --read 512:1MiB --zinfo l1.zinfo l1.tar.gz | head -c 100`
+  gzindex --read 512:1MiB --zinfo l1.zinfo l1.tar.gz | head -c 100
+  oci-fetch --layer 1 golang:1.26 | gzindex --seek > l1.seek`
 
 type flags struct {
-	File string `arg:"" optional:"" help:"Gzip file, or - for stdin (the default)."`
+	File string `arg:"" optional:"" help:"Gzip file, or with --seek any, or - for stdin (the default)."`
 
-	Show   string `xor:"mode" placeholder:"ZINFO" help:"Show an index."`
-	Verify string `xor:"mode" placeholder:"ZINFO" help:"Check each span, window and checksum of FILE against an index."`
+	Show   string `xor:"mode" placeholder:"INDEX" help:"Show an index, of either format; or an index image's seek section."`
+	Verify string `xor:"mode" placeholder:"INDEX" help:"Check each span, window, checksum and digest of FILE against an index."`
 	Read   string `xor:"mode" placeholder:"OFFSET:LENGTH" help:"Write a part of FILE, decompressed, to stdout; without LENGTH up to its end."`
-	Zinfo  string `placeholder:"ZINFO" help:"The index to --read with."`
+	Zinfo  string `placeholder:"INDEX" help:"The index to --read with, of either format; with a seek section what is read is verified."`
 
 	Output    string   `short:"o" placeholder:"FILE" help:"Write the index to FILE, which appears when all is well."`
 	SpanSize  cli.Size `default:"4MiB" placeholder:"SIZE" help:"Decompressed bytes between two checkpoints, at least (${default})."`
+	Seek      bool     `help:"Make a seek section, of a gzip, zstd or plain file."`
 	Sparse    bool     `help:"Zero what is not needed of the windows: the index then compresses several times better, but is no longer the same as SOCI's."`
 	PerMember bool     `help:"A checkpoint at every member's start, too: erofs-utils cannot read beyond a member."`
 	Tee       string   `placeholder:"FILE" help:"Write the decompressed data to FILE (- is stdout, with -o) while indexing."`
@@ -62,7 +64,7 @@ func run(ctx context.Context, env *cli.Env) error {
 
 // check refuses flags that do not go together, before anything is done.
 func (f *flags) check() error {
-	making := f.Output != "" || f.Tee != "" || f.Sparse || f.PerMember || f.SpanSize != zinfo.DefaultSpanSize
+	making := f.Output != "" || f.Tee != "" || f.Seek || f.Sparse || f.PerMember || f.SpanSize != zinfo.DefaultSpanSize
 	mode := "--show"
 	switch {
 	case f.Show != "":
@@ -75,7 +77,7 @@ func (f *flags) check() error {
 	}
 	switch {
 	case mode != "" && making:
-		return cli.Usagef("--output, --span-size, --sparse, --per-member and --tee do not go with %s", mode)
+		return cli.Usagef("--output, --seek, --span-size, --sparse, --per-member and --tee do not go with %s", mode)
 	case mode == "--show" && f.File != "":
 		return cli.Usagef("--show takes an index and no other file")
 	case (mode == "--verify" || mode == "--read") && (f.File == "" || f.File == "-"):
@@ -90,8 +92,10 @@ func (f *flags) check() error {
 		return cli.Usagef("--jobs %d: 1 to 1024", f.Jobs)
 	case f.SpanSize < 1:
 		return cli.Usagef("--span-size must be at least 1")
-	case f.Sparse && f.SpanSize < zinfo.WindowSize:
-		return cli.Usagef("--sparse takes a --span-size of at least 32KiB")
+	case f.Seek && (f.Sparse || f.PerMember):
+		return cli.Usagef("--sparse and --per-member are for zinfo: seek sections are sparse, and go on through members")
+	case (f.Sparse || f.Seek) && f.SpanSize < zinfo.WindowSize:
+		return cli.Usagef("--sparse and --seek take a --span-size of at least 32KiB")
 	case f.Tee == "-" && (f.Output == "" || f.Output == "-"):
 		return cli.Usagef("--tee - takes stdout: give the index a file with --output")
 	}
@@ -117,20 +121,6 @@ func (c *command) name() string {
 		return "stdin"
 	}
 	return c.flags.File
-}
-
-// load reads an index of a blob of that size, or -1.
-func (c *command) load(name string, blobSize int64) (*zinfo.Index, error) {
-	r, err := c.env.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	x, err := zinfo.Load(r, blobSize)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return x, nil
 }
 
 // openBlob opens FILE, to be read at any offset.

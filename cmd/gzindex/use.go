@@ -1,66 +1,63 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"strings"
 	"sync/atomic"
-	"text/tabwriter"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/seek"
 	"github.com/layerpipe/layerpipe/pkg/zinfo"
 )
 
-// pointInfo is what --show says of a checkpoint.
-type pointInfo struct {
-	In     int64 `json:"in"`
-	Bits   uint8 `json:"bits"`
-	Out    int64 `json:"out"`
-	Window int   `json:"window"` // bytes that are not zero
+// An index is one of the two.
+type index struct {
+	zinfo *zinfo.Index
+	seek  *seek.Section
 }
 
-// indexInfo is what --show says.
-type indexInfo struct {
-	SpanSize int64       `json:"spanSize"`
-	Points   []pointInfo `json:"points"`
-}
-
-func (c *command) show() error {
-	x, err := c.load(c.flags.Show, -1)
+// load reads an index, of whichever format, of a blob of that size, or -1.
+func (c *command) load(name string, blobSize int64) (x index, err error) {
+	r, err := c.env.Open(name)
 	if err != nil {
-		return err
+		return x, err
 	}
-	info := indexInfo{SpanSize: x.SpanSize}
-	for _, p := range x.Points {
-		used := 0
-		for _, b := range p.Window {
-			if b != 0 {
-				used++
+	defer r.Close()
+	f, size, regular := cli.Regular(r)
+	if regular {
+		x.seek, err = seek.Read(f, size)
+	} else {
+		// From a pipe: the descriptors of a section stand where a zinfo has a
+		// span size, which would be 37 TB then.
+		br := bufio.NewReader(r)
+		r = io.NopCloser(br)
+		err = fault.ErrNotFound
+		if head, _ := br.Peek(10); bytes.HasSuffix(head, []byte(`{"`)) {
+			var b []byte
+			if b, err = io.ReadAll(io.LimitReader(br, maxPiped)); err == nil {
+				x.seek, err = seek.Read(bytes.NewReader(b), int64(len(b)))
 			}
 		}
-		info.Points = append(info.Points, pointInfo{p.In, p.Bits, p.Out, used})
 	}
-	if c.flags.JSON {
-		e := json.NewEncoder(c.env.Stdout)
-		e.SetIndent("", "  ")
-		return e.Encode(info)
+	if errors.Is(err, fault.ErrNotFound) && x.seek == nil {
+		x.zinfo, err = zinfo.Load(r, blobSize)
 	}
-	fmt.Fprintf(c.env.Stdout, "%d checkpoints, at least %s between two\n", len(info.Points), cli.Size(info.SpanSize))
-	w := tabwriter.NewWriter(c.env.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "POINT\tIN\tBITS\tOUT\tSPAN\tWINDOW\t")
-	for i, p := range info.Points {
-		span := "to the end"
-		if i+1 < len(info.Points) {
-			span = fmt.Sprint(info.Points[i+1].Out - p.Out)
-		}
-		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%s\t%d\t\n", i, p.In, p.Bits, p.Out, span, p.Window)
+	if err != nil {
+		return x, fmt.Errorf("%s: %w", name, err)
 	}
-	return w.Flush()
+	return x, nil
 }
+
+// maxPiped bounds a seek section that comes from a pipe: more than 256 MiB and
+// a footer no reader takes.
+const maxPiped = 257 << 20
 
 func (c *command) verify(ctx context.Context) error {
 	blob, size, err := c.openBlob()
@@ -72,15 +69,30 @@ func (c *command) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var l *seek.Layer
+	if x.seek != nil {
+		if l, err = x.seek.Find("", size); err != nil {
+			return fmt.Errorf("%s: %w", c.flags.Verify, err)
+		}
+	}
 	c.progress.Start(c.flags.File, size)
 	var used atomic.Int64
-	n, err := x.Verify(ctx, blob, c.flags.Jobs, func(n int64) { c.progress.Set(used.Add(n)) })
+	progress := func(n int64) { c.progress.Set(used.Add(n)) }
+	var spans int
+	var n int64
+	if l != nil {
+		spans, n = len(l.Spans), l.Size
+		err = verifySeek(ctx, &fileBlob{blob, size}, l, c.flags.Jobs, progress)
+	} else {
+		spans = len(x.zinfo.Points)
+		n, err = x.zinfo.Verify(ctx, blob, c.flags.Jobs, progress)
+	}
 	c.progress.End()
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.flags.File, err)
 	}
 	if !c.flags.Quiet {
-		fmt.Fprintf(c.env.Stdout, "%s: %d spans of %d bytes are good\n", c.flags.Verify, len(x.Points), n)
+		fmt.Fprintf(c.env.Stdout, "%s: %d spans of %d bytes are good\n", c.flags.Verify, spans, n)
 	}
 	return nil
 }
@@ -99,18 +111,30 @@ func (c *command) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Either reader goes on where the last read ended.
+	readAt := zinfo.NewReaderAt(blob, x.zinfo).ReadAt
+	if x.seek != nil {
+		l, err := x.seek.Find("", size)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.flags.Zinfo, err)
+		}
+		lazy, err := openSeek(&fileBlob{blob, size}, l)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.flags.File, err)
+		}
+		defer lazy.Close()
+		readAt = func(p []byte, off int64) (int, error) { return lazy.ReadAtContext(ctx, p, off) }
+	}
 	w, err := c.env.BinaryStdout()
 	if err != nil {
 		return err
 	}
-	// The ReaderAt goes on where the last read ended.
-	r := zinfo.NewReaderAt(blob, x)
 	buf := make([]byte, 1<<18)
 	for end := off + length; off < end; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, err := r.ReadAt(buf[:min(int64(len(buf)), end-off)], off)
+		n, err := readAt(buf[:min(int64(len(buf)), end-off)], off)
 		if _, err := w.Write(buf[:n]); err != nil {
 			return err
 		}
