@@ -98,7 +98,7 @@ func (f *flags) checkAttach() error {
 // absolute makes all paths absolute, for a server in another directory.
 func (f *flags) absolute() error {
 	paths := []*string{&f.Image, &f.Index, &f.Zinfo, &f.Seek, &f.Tmpdir, &f.Mount, &f.StateDir,
-		&f.CAFile, &f.CertFile, &f.KeyFile, &f.AuthFile, &f.Registries, &f.HostsDir, &f.CacheDir}
+		&f.CAFile, &f.CertFile, &f.KeyFile, &f.AuthFile, &f.Registries, &f.HostsDir, &f.CacheDir, &f.Record, &f.Recorded}
 	for _, p := range paths {
 		if *p == "" {
 			continue

@@ -56,7 +56,7 @@ const (
 	readFailures = 4
 )
 
-func (f *flags) openBlobs(env *cli.Env, log *log) (*blobs, error) {
+func (f *flags) openBlobs(env *cli.Env, log *log, caching *caching) (*blobs, error) {
 	files := 0
 	for _, name := range f.Blob {
 		if isFile(name) {
@@ -78,7 +78,11 @@ func (f *flags) openBlobs(env *cli.Env, log *log) (*blobs, error) {
 	if f.Verbose {
 		o.Verbose = o.Notify
 	}
-	s, err := f.Flags.Open(f.Blob[0], o)
+	reg := f.Flags
+	if f.spans() && !caching.useDir(env, f.CacheDir, int64(f.CacheDirSize)) {
+		reg.CacheDir = "" // whole blobs would not fare better
+	}
+	s, err := reg.Open(f.Blob[0], o)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +98,7 @@ type closing struct {
 func (c *closing) Close() error { return errors.Join(c.Disk.Close(), c.blobs.Close()) }
 
 // open makes the disk that the flags ask for.
-func (f *flags) open(ctx context.Context, env *cli.Env, log *log, cache *spancache.Cache) (_ *closing, err error) {
+func (f *flags) open(ctx context.Context, env *cli.Env, log *log, cache *spancache.Cache, caching *caching) (_ *closing, err error) {
 	if f.Image != "" {
 		d, err := disk.OpenImage(f.Image)
 		return &closing{d, &blobs{}}, err
@@ -111,7 +115,7 @@ func (f *flags) open(ctx context.Context, env *cli.Env, log *log, cache *spancac
 			}
 		}()
 	}
-	b, err := f.openBlobs(env, log)
+	b, err := f.openBlobs(env, log, caching)
 	if err != nil {
 		return nil, err
 	}
@@ -121,6 +125,7 @@ func (f *flags) open(ctx context.Context, env *cli.Env, log *log, cache *spancac
 		}
 	}()
 	o := disk.Options{Cache: cache, SpillDir: f.Tmpdir, Probe: b.files != nil}
+	caching.options(&o, int64(f.Bandwidth))
 	var d *disk.Disk
 	switch {
 	case x == nil:

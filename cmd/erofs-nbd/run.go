@@ -38,9 +38,10 @@ type flags struct {
 	TLSCert         string   `name:"tls-cert" placeholder:"FILE" help:"Serve over TLS, with this certificate."`
 	TLSKey          string   `name:"tls-key" placeholder:"FILE" help:"Its key."`
 	TLSCA           string   `name:"tls-ca" placeholder:"FILE" help:"Only clients with a certificate of this authority."`
-	Verbose         bool     `short:"v" help:"Say which mirror is used."`
-	Stats           bool     `help:"At the end, say on stderr what was read."`
+	Verbose         bool     `short:"v" help:"Say which mirror is used, and when a layer that could not be verified has proved right as a whole."`
+	Stats           bool     `help:"At the end, say on stderr what was read. SIGUSR1 makes it say so at once."`
 	regflags.Flags
+	cacheFlags
 	attachFlags
 	Image string `arg:"" optional:"" help:"Local image to serve."`
 
@@ -48,7 +49,7 @@ type flags struct {
 	Pinned *ocispec.Descriptor `kong:"-"`
 }
 
-func run(ctx context.Context, env *cli.Env) error {
+func run(ctx context.Context, env *cli.Env) (err error) {
 	var f flags
 	if err := cli.Parse(env, &f, description); err != nil {
 		return err
@@ -68,7 +69,6 @@ func run(ctx context.Context, env *cli.Env) error {
 	}
 	var old *takeover
 	if f.Reattach != "" {
-		var err error
 		if old, err = f.take(); err != nil {
 			return err
 		}
@@ -80,35 +80,47 @@ func run(ctx context.Context, env *cli.Env) error {
 		return err
 	}
 	log := newLog(env)
-	cache := spancache.New(int64(f.CacheSize))
-	d, err := f.open(ctx, env, log, cache)
+	caching, err := f.openCaching(env, log)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	stats := &statistics{began: time.Now(), memory: spancache.New(int64(f.CacheSize)), caching: caching}
+	d, err := f.open(ctx, env, log, stats.memory, caching)
+	if err != nil {
+		return errors.Join(err, caching.close())
+	}
+	defer func() { err = errors.Join(err, d.Close(), caching.close()) }()
 	if !d.Verified() {
 		if f.RequireVerified {
 			return fmt.Errorf("%s: --require-verified: there are no digests to verify the layer by: %w", f.name(), fault.ErrIntegrity)
 		}
 		env.Errorf("warning: %s: the layer's data cannot be verified as it is read (but for what gzip's own checksums cover)", f.name())
 	}
+	stats.disk = d.Disk
 	s := &nbd.Server{
-		Exports: []nbd.Export{{Description: f.name(), Device: d}},
+		Exports: []nbd.Export{{Description: f.name(), Device: stats.device()}},
 		TLS:     tlsConfig,
 		Logf:    log.printf,
 		OnError: func(_ *nbd.Export, off int64, n int, err error) {
 			log.printf("I/O error: %d bytes at %d: %v", n, off, err)
 		},
 	}
-	began := time.Now()
+	stats.server = s
+	endStats, err := stats.serve(ctx, env, f.Metrics)
+	if err != nil {
+		return err
+	}
+	defer endStats()
+	caching.start(ctx, d.Disk)
 	if old != nil || f.attaching() {
 		err = f.serveKernel(ctx, env, log, s, old)
 	} else {
 		err = f.serveSocket(ctx, env, s)
 	}
+	caching.stop()
 	log.flush()
 	if f.Stats {
-		printStats(env, time.Since(began), s.Stats(), d, cache.Stats())
+		stats.print(env)
 	}
 	return err
 }
@@ -173,6 +185,9 @@ func (f *flags) check() error {
 	if err := f.checkAttach(); err != nil || f.action() != "" {
 		return err
 	}
+	if err := f.checkCache(); err != nil {
+		return err
+	}
 	switch {
 	case f.Image != "" && (f.Index != "" || len(f.Blob) > 0):
 		return cli.Usagef("either an image, or --index and --blob")
@@ -198,15 +213,4 @@ func (f *flags) check() error {
 		return cli.Usagef("--tls-ca needs --tls-cert")
 	}
 	return nil
-}
-
-// printStats prints one line for each stage, from the client to the network.
-func printStats(env *cli.Env, t time.Duration, s nbd.Stats, d *closing, c spancache.Stats) {
-	env.Errorf("served %d connections in %.1f s: %d reads, %s, %d errors", s.Served, t.Seconds(), s.Reads, cli.Size(s.Bytes), s.Failed)
-	if d.Layers() == 0 {
-		return
-	}
-	env.Errorf("cache: %d hits, %d misses, %d shared, %d evicted, %s held", c.Hits, c.Misses, c.Shared, c.Evicted, cli.Size(c.Bytes))
-	l := d.Stats()
-	env.Errorf("layers: %d fetches, %s fetched, %s decoded, %d retries", l.Fetches, cli.Size(l.Fetched), cli.Size(l.Decoded), l.Retries)
 }

@@ -77,7 +77,7 @@ func (d *Disk) open() error {
 	if err := os.WriteFile(filepath.Join(d.dir, "CACHEDIR.TAG"), []byte(tag), 0o600); err != nil {
 		return err
 	}
-	d.evict()
+	d.jobs.Go(d.evict)
 	return nil
 }
 
