@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/layerpipe/layerpipe/internal/nbdclient"
 	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/pkg/build"
+	"github.com/layerpipe/layerpipe/pkg/layer"
 	"github.com/layerpipe/layerpipe/pkg/seek"
 )
 
@@ -325,5 +327,92 @@ func TestLogIsLimited(t *testing.T) {
 	l.flush()
 	if got := stderr.String(); !strings.HasSuffix(got, "x: late\nx: 1 more messages like these\n") {
 		t.Errorf("%s", got)
+	}
+}
+
+// TestForeignSeek serves what mkfs.erofs makes of a tar, by seek data from a
+// file: bad bytes are not served, and what does not fit is refused.
+func TestForeignSeek(t *testing.T) {
+	mkfs := interop.Peer(t, "mkfs.erofs")
+	im := testimage.New(t, testimage.Small)
+	dir := t.TempDir()
+	const i = 1
+	index, sections, tar := filepath.Join(dir, "index"), filepath.Join(dir, "seek"), filepath.Join(dir, "tar")
+	if err := im.Tar(i, tar); err != nil {
+		t.Fatal(err)
+	}
+	interop.Run(t, append(mkfs, "--quiet", "--tar=i", index, tar)...)
+	want, err := os.ReadFile(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(tar)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, data...)
+	// The section has all layers of the image: the right one is picked.
+	var s seek.Section
+	for k := range im.Layers {
+		f, err := os.Open(im.Blob(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := layer.NewReader(t.Context(), f, layer.Options{Seek: true})
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			t.Fatal(err)
+		}
+		l, err := r.Seek()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Layers = append(s.Layers, *l)
+		r.Close()
+		f.Close()
+	}
+	b, err := s.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(sections, b, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"--blob", im.Ref(), "--layer", fmt.Sprint(i)},
+		{"--blob", im.Blob(i)},
+	} {
+		s := start(t, append(args, "--index", index, "--seek", sections, "--require-verified")...)
+		if got := readAll(t, s.uri); !bytes.Equal(got, want) {
+			t.Errorf("%v: %d bytes, want %d, or other ones", args, len(got), len(want))
+		}
+		if got := s.stderr.String(); got != "" {
+			t.Errorf("%v: stderr: %s", args, got)
+		}
+	}
+	blob, err := os.ReadFile(im.Blob(i))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := filepath.Join(dir, "bad")
+	blob[100] ^= 1
+	if err := os.WriteFile(bad, blob, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		code int
+		want string
+	}{
+		{"flipped", []string{"--seek", sections, "--blob", bad}, cli.ExitIntegrity, "do not match their digest"},
+		{"other blob", []string{"--seek", sections, "--blob", tar}, cli.ExitNotFound, "no seek data for"},
+		{"no section", []string{"--seek", tar, "--blob", im.Blob(i)}, cli.ExitNotFound, "no footer"},
+		{"no file", []string{"--seek", filepath.Join(dir, "none"), "--blob", im.Blob(i)}, cli.ExitNotFound, "no such file"},
+		{"no layer", []string{"--seek", sections, "--blob", im.Ref()}, cli.ExitUsage, "--layer"},
+	} {
+		code, stdout, stderr := invoke(t, append(tt.args, "--index", index)...)
+		if code != tt.code || stdout != "" || !strings.Contains(stderr, tt.want) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: exit code %d, %q, %q", tt.name, code, stdout, stderr)
+		}
 	}
 }
