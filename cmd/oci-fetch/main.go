@@ -123,7 +123,13 @@ func (c *command) run(ctx context.Context) error {
 	if f.AllPlatforms {
 		return c.runAll(ctx)
 	}
-	img, err := c.src.Resolve(ctx, c.platform)
+	resolve := source.ResolveManifest
+	if f.Config {
+		resolve = func(ctx context.Context, s source.Source, p *ocispec.Platform) (*source.Image, error) {
+			return s.Resolve(ctx, p)
+		}
+	}
+	img, err := resolve(ctx, c.src, c.platform)
 	if err != nil {
 		return err
 	}
@@ -144,7 +150,11 @@ func (c *command) run(ctx context.Context) error {
 	case f.List:
 		return c.output(false, func(w io.Writer) error { return list(w, img, f.JSON) })
 	}
-	open := source.Ahead(ctx, c.src, img.Layers, f.Jobs)
+	blobs := img.Layers
+	if img.ConfigBytes == nil {
+		blobs = append([]ocispec.Descriptor{img.Config}, blobs...)
+	}
+	open := source.Ahead(ctx, c.src, blobs, f.Jobs)
 	defer open.Close()
 	progress := c.blobProgress(img.Layers, "layer")
 	if dir, ok := strings.CutPrefix(f.Output, "oci:"); ok {
@@ -217,7 +227,17 @@ func bytesTo(b []byte) func(io.Writer) error {
 
 // blob copies one blob as it is stored.
 func (c *command) blob(ctx context.Context, w io.Writer, d ocispec.Descriptor, label string) error {
-	r, err := c.src.Blob(ctx, d)
+	if d.Size < 0 && c.flags.Jobs > 1 {
+		// Several ranges at once need the size. Where it cannot be had, one
+		// stream will do, or say what is wrong.
+		if at, err := c.src.BlobAt(ctx, d); err == nil {
+			d.Size = at.Size()
+			at.Close()
+		}
+	}
+	open := source.Ahead(ctx, c.src, []ocispec.Descriptor{d}, c.flags.Jobs)
+	defer open.Close()
+	r, err := open.Blob(ctx, d)
 	if err != nil {
 		return err
 	}

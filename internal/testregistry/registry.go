@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -404,3 +405,15 @@ func (w *countingWriter) ReadFrom(r io.Reader) (int64, error) {
 }
 
 func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Listen serves the registry, by plain HTTP on a port of its own, until stop
+// is called, and tells its HOST:PORT.
+func (r *Registry) Listen() (host string, stop func(), err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	srv := &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
+	go srv.Serve(l)
+	return l.Addr().String(), func() { srv.Close() }, nil
+}

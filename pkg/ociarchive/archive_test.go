@@ -198,6 +198,21 @@ func TestWriteOrder(t *testing.T) {
 	wantLayers(t, "file", file(t, b), ReaderOptions{}, layerA, layerB, layerA, layerC)
 }
 
+// TestWriteConfigLater: a config that was not fetched before comes out of the
+// blobs, to the same archive.
+func TestWriteConfigLater(t *testing.T) {
+	ti := newImage(layerA, layerB)
+	want := ti.archive(t)
+	ti.ConfigBytes = nil
+	if got := ti.archive(t); !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, want the same %d", len(got), len(want))
+	}
+	delete(ti.blobs, ti.Config.Digest)
+	if err := WriteImage(t.Context(), io.Discard, ti.Image, ti.open, nil); !errors.Is(err, fault.ErrNotFound) || !strings.HasPrefix(err.Error(), "config: ") {
+		t.Error(err)
+	}
+}
+
 func TestWriteProgress(t *testing.T) {
 	ti := newImage(layerA, layerB)
 	last := map[int]int64{}

@@ -25,6 +25,8 @@ type BlobFunc func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, er
 // stream is left without the tar end marker, so that no reader takes it for
 // whole.
 //
+// A config whose bytes img does not have is taken from blob, before the layers.
+//
 // progress, if not nil, is called while a layer passes, with the layer's place
 // (0 is the lowest) and the number of its bytes written so far.
 func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) error {
@@ -49,8 +51,7 @@ func WriteSet(ctx context.Context, w io.Writer, set *ociimage.Set, blob BlobFunc
 // contents is what goes into an archive or a layout, in order.
 type contents struct {
 	small []smallFile
-	blobs []numbered // each digest once
-	what  string     // that the numbers count
+	blobs []part // each digest once
 }
 
 type smallFile struct {
@@ -58,35 +59,40 @@ type smallFile struct {
 	data []byte
 }
 
-type numbered struct {
-	n int
-	d ocispec.Descriptor
+// part is a blob that is streamed.
+type part struct {
+	name string // for errors
+	n    int    // for progress; -1: none is wanted
+	d    ocispec.Descriptor
 }
 
 func imageContents(img *ociimage.Image) (*contents, error) {
-	c := &contents{what: "layer"}
+	c := &contents{}
 	err := c.describe(img.Manifest, img.Tag, img.FullName)
-	c.small = append(c.small,
-		smallFile{ociimage.BlobPath(img.Manifest.Digest), img.ManifestBytes},
-		smallFile{ociimage.BlobPath(img.Config.Digest), img.ConfigBytes})
+	c.small = append(c.small, smallFile{ociimage.BlobPath(img.Manifest.Digest), img.ManifestBytes})
+	if img.ConfigBytes == nil {
+		c.blobs = append(c.blobs, part{"config", -1, img.Config})
+	} else {
+		c.small = append(c.small, smallFile{ociimage.BlobPath(img.Config.Digest), img.ConfigBytes})
+	}
 	seen := map[digest.Digest]bool{img.Manifest.Digest: true, img.Config.Digest: true}
 	for i, l := range img.Layers {
 		if !seen[l.Digest] {
 			seen[l.Digest] = true
-			c.blobs = append(c.blobs, numbered{i, l})
+			c.blobs = append(c.blobs, part{fmt.Sprintf("layer %d", i), i, l})
 		}
 	}
 	return c, err
 }
 
 func setContents(set *ociimage.Set) (*contents, error) {
-	c := &contents{what: "blob"}
+	c := &contents{}
 	err := c.describe(set.Root, set.Tag, set.FullName)
 	for _, m := range set.Manifests {
 		c.small = append(c.small, smallFile{ociimage.BlobPath(m.Descriptor.Digest), m.Bytes})
 	}
 	for i, d := range set.Blobs {
-		c.blobs = append(c.blobs, numbered{i, d})
+		c.blobs = append(c.blobs, part{fmt.Sprintf("blob %d", i), i, d})
 	}
 	return c, err
 }
@@ -107,11 +113,11 @@ func (c *contents) describe(root ocispec.Descriptor, tag, fullName string) error
 func (c *contents) each(progress func(int, int64), f func(ocispec.Descriptor, func(int64)) error) error {
 	for _, b := range c.blobs {
 		report := func(int64) {}
-		if progress != nil {
+		if progress != nil && b.n >= 0 {
 			report = func(n int64) { progress(b.n, n) }
 		}
 		if err := f(b.d, report); err != nil {
-			return fmt.Errorf("%s %d: %w", c.what, b.n, err)
+			return fmt.Errorf("%s: %w", b.name, err)
 		}
 	}
 	return nil

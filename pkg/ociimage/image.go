@@ -18,7 +18,7 @@ type Image struct {
 	Manifest      ocispec.Descriptor // with its platform when an index gave one
 	ManifestBytes []byte             // as they were published; they match Manifest.Digest
 	Config        ocispec.Descriptor
-	ConfigBytes   []byte // they match Config.Digest
+	ConfigBytes   []byte // they match Config.Digest; nil: not fetched yet, see ResolveManifest
 	Layers        []ocispec.Descriptor
 }
 

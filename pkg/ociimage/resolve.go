@@ -26,6 +26,19 @@ type Fetcher interface {
 // the default platform; a manifest that no index chose is then taken whatever
 // it is for, as there is nothing to choose from.
 func Resolve(ctx context.Context, f Fetcher, root ocispec.Descriptor, rootBytes []byte, p *ocispec.Platform) (*Image, error) {
+	img, err := ResolveManifest(ctx, f, root, rootBytes, p)
+	if err != nil || img.ConfigBytes != nil {
+		return img, err
+	}
+	if img.ConfigBytes, err = f.FetchConfig(ctx, img.Config); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	return img, nil
+}
+
+// ResolveManifest is Resolve, but ConfigBytes is nil where the config was not
+// needed to tell the platform: who wants it can fetch it with the layers.
+func ResolveManifest(ctx context.Context, f Fetcher, root ocispec.Descriptor, rootBytes []byte, p *ocispec.Platform) (*Image, error) {
 	r := &resolver{f: f, explicit: p != nil, want: DefaultPlatform(), seen: make(map[digest.Digest]bool)}
 	if p != nil {
 		r.want = *p
@@ -176,11 +189,7 @@ func (r *resolver) image(ctx context.Context, d ocispec.Descriptor, b []byte, m 
 		}
 		return img, err
 	}
-	config, err := r.f.FetchConfig(ctx, m.Config)
-	if err != nil {
-		return nil, fmt.Errorf("config: %w", err)
-	}
-	return &Image{Manifest: d, ManifestBytes: b, Config: m.Config, ConfigBytes: config, Layers: m.Layers}, nil
+	return &Image{Manifest: d, ManifestBytes: b, Config: m.Config, Layers: m.Layers}, nil
 }
 
 // checked is image for a manifest whose platform only its config tells.

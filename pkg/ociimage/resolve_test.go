@@ -135,6 +135,23 @@ func TestResolvePlatforms(t *testing.T) {
 	}
 }
 
+// TestResolveManifest: the config is fetched only to tell the platform.
+func TestResolveManifest(t *testing.T) {
+	m := make(memory)
+	named := m.image("linux/amd64", "a")
+	bare := named
+	bare.Platform = nil
+	for _, tt := range []struct {
+		root   ocispec.Descriptor
+		config bool
+	}{{named, false}, {m.index(named), false}, {bare, true}} {
+		img, err := ResolveManifest(context.Background(), m, tt.root, m[tt.root.Digest], mustPlatform("linux/amd64"))
+		if err != nil || img.Manifest.Digest != named.Digest || (img.ConfigBytes != nil) != tt.config {
+			t.Errorf("%+v, %v, want the config: %v", img, err, tt.config)
+		}
+	}
+}
+
 func TestResolveBounds(t *testing.T) {
 	m := memory{}
 	deep := m.image("linux/s390x", "deep")

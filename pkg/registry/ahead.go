@@ -18,14 +18,14 @@ import (
 const (
 	aheadMemory = 16 << 20
 	maxPiece    = 4 << 20
-	minPiece    = 128 << 10
+	minPiece    = 64 << 10
 )
 
 // An Ahead downloads blobs that will be asked for in a known order, over
 // several connections: pieces of the current blob, and of those behind it,
-// arrive in memory while the current one is read. There are at most twice as
-// many pieces in memory as there are connections, 16 MiB of them up to 64
-// connections.
+// arrive in memory while the current one is read. There are half as many pieces
+// more in memory as there are connections; together with the connections' buffers
+// they take 16 MiB, up to 64 connections and somewhat beyond.
 type Ahead struct {
 	r      *Repository
 	piece  int64 // bytes
@@ -50,6 +50,7 @@ type plannedBlob struct {
 type piece struct {
 	blob *plannedBlob
 	off  int64
+	size int64 // set before its download starts
 	data []byte
 	err  error
 	done chan struct{}
@@ -81,11 +82,14 @@ var errClosed = errors.New("download closed")
 // connections. A digest that is listed twice is expected once.
 func (r *Repository) Ahead(ctx context.Context, list []ocispec.Descriptor, connections int) *Ahead {
 	ctx, cancel := context.WithCancelCause(ctx)
+	// While the connections fill their pieces, half as many wait for those that
+	// come before them.
+	window := connections + (connections+1)/2
 	a := &Ahead{
 		r: r, cancel: cancel,
-		piece:  min(maxPiece, max(minPiece, aheadMemory/int64(2*connections))),
-		window: make(chan struct{}, 2*connections),
-		free:   make(chan []byte, 2*connections),
+		piece:  min(maxPiece, max(minPiece, (aheadMemory-int64(connections)*readBuffer)/int64(window))),
+		window: make(chan struct{}, window),
+		free:   make(chan []byte, window),
 		todo:   make(chan *piece),
 	}
 	seen := make(map[digest.Digest]bool)
@@ -102,14 +106,21 @@ func (r *Repository) Ahead(ctx context.Context, list []ocispec.Descriptor, conne
 	blobs := a.blobs
 	a.wg.Go(func() {
 		defer close(a.todo)
+		// The first pieces grow from small to full: connections that share a line
+		// would otherwise all end theirs at once, over and over, and leave the
+		// line idle while all of them ask for the next.
+		n := int64(1)
 		for _, b := range blobs {
-			for off := int64(0); off < b.d.Size; off += a.piece {
+			for off := int64(0); off < b.d.Size; n++ {
 				select {
 				case a.window <- struct{}{}:
 				case <-ctx.Done():
 					return
 				}
-				a.todo <- b.piece(off) // a worker always takes it
+				p := b.piece(off)
+				p.size = min(a.piece, max(minPiece, a.piece*n/int64(connections)), b.d.Size-off)
+				off += p.size
+				a.todo <- p // a worker always takes it
 			}
 		}
 	})
@@ -126,16 +137,16 @@ func (r *Repository) Ahead(ctx context.Context, list []ocispec.Descriptor, conne
 // fetch gets one piece.
 func (a *Ahead) fetch(ctx context.Context, p *piece) {
 	defer close(p.done)
-	size := min(a.piece, p.blob.d.Size-p.off)
 	var buf []byte
 	select {
 	case buf = <-a.free:
 	default:
 	}
-	if int64(cap(buf)) < size {
-		buf = make([]byte, size)
+	if int64(cap(buf)) < p.size {
+		// Of the full size, to be of use for others.
+		buf = make([]byte, min(a.piece, p.blob.d.Size))
 	}
-	p.data = buf[:size]
+	p.data = buf[:p.size]
 	_, p.err = p.blob.at.ReadAtContext(ctx, p.data, p.off)
 }
 

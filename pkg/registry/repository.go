@@ -75,11 +75,21 @@ func (r *Repository) Close() error {
 // Resolve finds the image for a platform; nil is the default one, see
 // ociimage.Resolve.
 func (r *Repository) Resolve(ctx context.Context, p *ocispec.Platform) (*ociimage.Image, error) {
+	return r.resolve(ctx, p, ociimage.Resolve)
+}
+
+// ResolveManifest is Resolve without the config, see ociimage.ResolveManifest.
+func (r *Repository) ResolveManifest(ctx context.Context, p *ocispec.Platform) (*ociimage.Image, error) {
+	return r.resolve(ctx, p, ociimage.ResolveManifest)
+}
+
+func (r *Repository) resolve(ctx context.Context, p *ocispec.Platform,
+	how func(context.Context, ociimage.Fetcher, ocispec.Descriptor, []byte, *ocispec.Platform) (*ociimage.Image, error)) (*ociimage.Image, error) {
 	d, b, err := r.Manifest(ctx)
 	if err != nil {
 		return nil, err
 	}
-	img, err := ociimage.Resolve(ctx, r, d, b, p)
+	img, err := how(ctx, r, d, b, p)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.name, err)
 	}

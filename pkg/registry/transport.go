@@ -17,6 +17,9 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
+// readBuffer is how much of a connection is read at once, in bytes.
+const readBuffer = 64 << 10
+
 // newTransport makes the connections of one client.
 func newTransport(o *Options, p *place) (*http.Transport, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.Insecure}
@@ -74,7 +77,7 @@ func newTransport(o *Options, p *place) (*http.Transport, error) {
 		IdleConnTimeout:        90 * time.Second,
 		MaxIdleConnsPerHost:    o.Concurrency,
 		MaxResponseHeaderBytes: 64 << 10,
-		ReadBufferSize:         64 << 10,
+		ReadBufferSize:         readBuffer,
 	}, nil
 }
 

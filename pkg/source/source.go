@@ -128,6 +128,18 @@ func Ahead(ctx context.Context, s Source, list []ocispec.Descriptor, connections
 	return streams{s}
 }
 
+// ResolveManifest is s.Resolve, but where the config would cost a round trip of
+// its own, Image.ConfigBytes may be nil: Blob has it.
+func ResolveManifest(ctx context.Context, s Source, p *ocispec.Platform) (*Image, error) {
+	if c, ok := s.(*cached); ok {
+		s = c.Source
+	}
+	if r, ok := s.(remote); ok {
+		return r.Repository.ResolveManifest(ctx, p)
+	}
+	return s.Resolve(ctx, p)
+}
+
 // Referrers lists what a registry has attached to what the source names, or to
 // its image for p, if that is not nil; of an artifact type, if that is not "".
 func Referrers(ctx context.Context, s Source, p *ocispec.Platform, artifactType string) (subject ocispec.Descriptor, list []ocispec.Descriptor, err error) {
