@@ -37,6 +37,8 @@ type Options struct {
 	Probe bool
 	// Store keeps what was fetched of the layers; nil: nothing does.
 	Store layer.Store
+	// ReadAhead is as in layer.LazyOptions.
+	ReadAhead int64
 	// Bandwidth bounds what Fill fetches, in bytes a second; 0 is no bound.
 	Bandwidth int64
 	// OnUse, if not nil, hears of each span that is read for the first time. It
@@ -54,7 +56,7 @@ func (o *Options) lazy(name string, d digest.Digest) layer.LazyOptions {
 	if o.gate == nil {
 		o.gate = &layer.Gate{Bandwidth: o.Bandwidth}
 	}
-	lo := layer.LazyOptions{Name: name, SpillDir: o.SpillDir, Digest: d, Store: o.Store, Gate: o.gate}
+	lo := layer.LazyOptions{Name: name, SpillDir: o.SpillDir, Digest: d, Store: o.Store, Gate: o.gate, ReadAhead: o.ReadAhead}
 	if use := o.OnUse; use != nil {
 		lo.OnUse = func(off, n int64) { use(Range{d, off, n}) }
 	}

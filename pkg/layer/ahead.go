@@ -3,6 +3,7 @@ package layer
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/spancache"
 )
@@ -10,10 +11,16 @@ import (
 // Reading ahead pays where reads go on from where the last ones ended, and for
 // long enough: before minRun bytes in a row a sequence gets nothing that it did
 // not ask for, since most that is read of an image is a few files here and
-// there. From then on the window grows with the sequence.
+// there; of a hundred packages of Go's library, one is longer. From then on the
+// window grows with the sequence.
 const (
-	minRun    = 4 << 20
+	minRun    = 6 << 20
 	maxWindow = 32 << 20
+	// Who has read bulkRun bytes in a row reads everything, for all we know: for
+	// a while bulkMinRun is enough for another sequence, in any layer.
+	bulkRun    = 32 << 20
+	bulkMinRun = 1 << 20
+	bulkTime   = 5 * time.Second
 	// slack is how far a read may be from where it was expected: the kernel's
 	// reads overtake each other, and between files are headers and files that
 	// nobody reads.
@@ -55,13 +62,13 @@ func (l *Lazy) note(off, n int64) {
 	}
 	l.sequences.mu.Lock()
 	defer l.sequences.mu.Unlock()
-	if s := l.sequences.find(off, n, l.window); s != nil {
+	s := l.sequences.find(off, n, l.window)
+	if s.skipped <= s.run/4 && (s.run >= minRun || s.run >= bulkMinRun && l.opt.Gate.bulk()) {
 		l.readAhead(s, off)
 	}
 }
 
-// find returns the sequence that a read belongs to if it is one to read ahead
-// for.
+// find returns the sequence that a read belongs to, with the read.
 func (t *sequences) find(off, n, limit int64) *sequence {
 	t.clock++
 	var s *sequence
@@ -76,13 +83,13 @@ func (t *sequences) find(off, n, limit int64) *sequence {
 		}
 	}
 	if s == nil {
-		fresh := sequence{next: off + n, run: n, limit: limit, used: t.clock}
 		if len(t.list) < maxSequences {
-			t.list = append(t.list, fresh)
-		} else {
-			t.list[oldest] = fresh
+			oldest = len(t.list)
+			t.list = append(t.list, sequence{})
 		}
-		return nil
+		s = &t.list[oldest]
+		*s = sequence{next: off + n, run: n, limit: limit, used: t.clock}
+		return s
 	}
 	s.used = t.clock
 	if off >= s.next {
@@ -97,9 +104,6 @@ func (t *sequences) find(off, n, limit int64) *sequence {
 	if s.skipped > s.run {
 		s.run, s.skipped = n, 0
 	}
-	if s.run < minRun || s.skipped > s.run/4 {
-		return nil
-	}
 	return s
 }
 
@@ -110,10 +114,13 @@ func (l *Lazy) readAhead(s *sequence, off int64) {
 		s.limit = max(s.limit/2, 1)
 		s.ahead = 0
 	}
+	if s.run >= bulkRun {
+		l.opt.Gate.setBulk()
+	}
 	if s.next >= l.size {
 		return
 	}
-	window := min(s.run/2, s.limit)
+	window := min(max(s.run, minRun)/2, s.limit)
 	if s.ahead < s.next {
 		// The unit that is being read is fetched already.
 		_, _, _, s.ahead = l.units.span(l.units.find(s.next - 1))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,8 @@ type Gate struct {
 	// Bandwidth bounds what idle time is used for, in bytes a second; 0 is no
 	// bound. It must not change once the Gate is in use.
 	Bandwidth int64
+
+	bulkUntil atomic.Int64 // in Unix nanoseconds
 
 	mu      sync.Mutex
 	now     int            // reads under way that somebody waits for
@@ -218,6 +221,15 @@ func (g *Gate) leave(p *pass, n int) {
 		close(g.changed)
 		g.changed = nil
 	}
+}
+
+// setBulk notes that somebody reads in bulk.
+func (g *Gate) setBulk() { g.bulkUntil.Store(time.Now().Add(bulkTime).UnixNano()) }
+
+// bulk reports whether somebody did lately.
+func (g *Gate) bulk() bool {
+	t := g.bulkUntil.Load()
+	return t > 0 && time.Now().UnixNano() < t
 }
 
 // Cut is how many fetches had to give way.
