@@ -16,7 +16,8 @@ import (
 )
 
 // TestSoak has random faults at every request. What arrives is right, or the
-// download fails cleanly; it is never wrong. SOAK=1m makes it run that long.
+// download fails cleanly; it is never wrong. Every other time there is a mirror,
+// no better than the registry. SOAK=1m makes it run that long.
 func TestSoak(t *testing.T) {
 	length := time.Second
 	if s := os.Getenv("SOAK"); s != "" {
@@ -25,9 +26,10 @@ func TestSoak(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w := newWorld(t)
+	w, mirror, conf := mirrored(t)
 	tokens := w.Bearer(&testregistry.Tokens{User: user, Password: password})
 	layers, data := w.addLayers(10_000, 5_000_000, 70_000, 1)
+	mirror.addLayers(10_000, 5_000_000, 70_000, 1)
 	faults := []func(http.ResponseWriter, *http.Request, http.Handler){
 		testregistry.Status(500), testregistry.Status(503), testregistry.Status(429), testregistry.Status(404), testregistry.Status(416),
 		testregistry.Cut(0), testregistry.Cut(1), testregistry.Cut(5000), testregistry.Cut(40_000), testregistry.Flip(0), testregistry.Flip(3333),
@@ -52,7 +54,7 @@ func TestSoak(t *testing.T) {
 	}
 	var mu sync.Mutex
 	rnd := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	f := w.Inject(&testregistry.Fault{Serve: func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+	nowAndThen := func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
 		mu.Lock()
 		serve, hit := faults[rnd.IntN(len(faults))], rnd.IntN(3) == 0
 		mu.Unlock()
@@ -61,11 +63,16 @@ func TestSoak(t *testing.T) {
 			return
 		}
 		next.ServeHTTP(rw, req)
-	}})
+	}
+	f, g := w.Inject(&testregistry.Fault{Serve: nowAndThen}), mirror.Inject(&testregistry.Fault{Serve: nowAndThen})
 	right, failed := 0, 0
 	// On a slow machine it goes on until it has seen both outcomes.
-	for end := time.Now().Add(length); time.Now().Before(end) || right == 0 || failed == 0; {
-		r := w.open(t, withLogin)
+	for end, round := time.Now().Add(length), 0; time.Now().Before(end) || right == 0 || failed == 0 || round < 2; round++ {
+		with := []func(*Options){withLogin}
+		if round%2 == 1 {
+			with = append(with, conf)
+		}
+		r := w.open(t, with...)
 		a := r.Ahead(t.Context(), layers, 3)
 		for i, d := range layers {
 			var b []byte
@@ -98,5 +105,8 @@ func TestSoak(t *testing.T) {
 		r.Close()
 	}
 	noSecret(t, fmt.Sprint(w.said()))
-	t.Logf("%d blobs right, %d failed, %d requests", right, failed, f.Delivered())
+	if g.Delivered() == 0 {
+		t.Error("the mirror was never asked")
+	}
+	t.Logf("%d blobs right, %d failed, %d requests, %d to the mirror", right, failed, f.Delivered(), g.Delivered())
 }
