@@ -33,21 +33,27 @@ import (
 const WindowSize = 32 << 10
 
 const (
-	// outSize is how much is decoded before the buffer is handed out and the
-	// history moved to its front; small enough to stay in the L2 cache.
-	outSize = 256 << 10
+	// outEnd bounds the positions in the output buffer. It is a power of two, so
+	// that in safeLoop a mask can take the place of bounds checks, and small
+	// enough for the buffer to stay in the L2 cache.
+	outEnd = 256 << 10
 	// outSlack is what the inner loop may write past its limit: two literals
 	// and a match that it began just below it (2+258), and what a match copied
 	// in words of 16 bytes spills over.
 	outSlack = 512
+	// outSize is how much is decoded before the buffer is handed out and the
+	// history moved to its front.
+	outSize = outEnd - WindowSize - outSlack
 
-	inSize = 64 << 10
+	inSize = 64 << 10 // a power of two, too
 	// inMargin is what one round of the inner loop may read: four refills at
 	// most, each of which moves up to 7 bytes and loads 8.
 	inMargin = 40
 	// inSlack is how many zeros follow the end of the input: refill moves up to
 	// 15 bytes into them.
 	inSlack = 16
+	// outPast is what lies behind any position in out, for the same purpose.
+	outPast = 32
 )
 
 // A Boundary is a place where decoding can be resumed: the end of a member's
@@ -113,7 +119,7 @@ type Reader struct {
 	litMask, distMask uint64
 
 	in      [inSize + inSlack]byte
-	out     [WindowSize + outSize + outSlack]byte
+	out     [outEnd + outPast]byte
 	dynLit  [litSize]uint32
 	dynDist [distSize]uint32
 	hbuf    [10]byte                      // bytes of a header
