@@ -146,6 +146,9 @@ func (f *flags) openIndex(ctx context.Context, x *disk.Index, b *blobs, o disk.O
 		return nil, cli.Usagef("%s has a seek section: --layer, --zinfo and --seek are for indexes without one", f.Index)
 	}
 	if b.source != nil {
+		if err := x.Probe(ctx, b.source); err != nil {
+			return nil, err
+		}
 		return x.Join(ctx, disk.FromSource(b.source), o)
 	}
 	if got, want := len(b.files), len(x.Section.Layers); got != want {

@@ -97,6 +97,7 @@ func run(ctx context.Context, env *cli.Env) (err error) {
 		env.Errorf("warning: %s: the layer's data cannot be verified as it is read (but for what gzip's own checksums cover)", f.name())
 	}
 	stats.disk = d.Disk
+	env.Serving()
 	s := &nbd.Server{
 		Exports: []nbd.Export{{Description: f.name(), Device: stats.device()}},
 		TLS:     tlsConfig,

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -215,7 +214,11 @@ func (c *command) output(binary bool, write func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(write(w), w.Flush())
+	if err := write(w); err != nil {
+		w.Flush() // what is right so far; the error says that it is not all
+		return err
+	}
+	return w.Flush()
 }
 
 func bytesTo(b []byte) func(io.Writer) error {
@@ -244,11 +247,12 @@ func (c *command) blob(ctx context.Context, w io.Writer, d ocispec.Descriptor, l
 	defer r.Close()
 	c.progress.Start(label, d.Size)
 	var n int64
+	held := &holdback{w: w}
 	buf := make([]byte, 1<<18)
 	for {
 		m, err := r.Read(buf)
 		if m > 0 {
-			if _, err := w.Write(buf[:m]); err != nil {
+			if _, err := held.Write(buf[:m]); err != nil {
 				return err
 			}
 			n += int64(m)
@@ -256,7 +260,7 @@ func (c *command) blob(ctx context.Context, w io.Writer, d ocispec.Descriptor, l
 		}
 		if err == io.EOF {
 			c.verbosef("%s, %s", label, cli.Size(n))
-			return nil
+			return held.release()
 		}
 		if err != nil {
 			return err

@@ -3,13 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -70,7 +68,7 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 	image := f.Format == "image"
 	kind := layer.Sniff(head)
 	if f.Format == "auto" {
-		image = ociarchive.IsArchive(head) || ociarchive.IsArchive(inflateHead(kind, head))
+		image = ociarchive.IsArchive(head) || kind != layer.Plain && ociarchive.IsArchive(decompress(ctx, head))
 	}
 	if !image {
 		if len(head) == 0 {
@@ -121,9 +119,9 @@ func label(name string) string {
 	return name
 }
 
-// headSize is enough to see the first tar header behind whatever a gzip or
-// zstd header may hold.
-const headSize = 64 << 10
+// headSize is enough to see the first tar header behind whatever a header may
+// hold: a whole block of zstd (128 KiB) or chunk of xz (64 KiB).
+const headSize = 256 << 10
 
 // peek shows the beginning of an input. A regular file stays one, for what
 // reads at offsets.
@@ -141,8 +139,11 @@ func peek(file io.Reader, regular bool) ([]byte, io.Reader, error) {
 		return head[:n], f, nil
 	}
 	r := bufio.NewReaderSize(file, headSize)
-	// One block tells; more may not come while a slow writer waits for us.
+	// One block of a plain tar tells, and there may be no more for a while.
 	head, err := r.Peek(512)
+	if err == nil && layer.Sniff(head) != layer.Plain {
+		head, err = r.Peek(headSize)
+	}
 	if err != nil && err != io.EOF {
 		return nil, nil, err
 	}
@@ -152,28 +153,13 @@ func peek(file io.Reader, regular bool) ([]byte, io.Reader, error) {
 	return head, r, nil
 }
 
-// inflateHead decompresses what it can of the beginning of a stream.
-func inflateHead(kind layer.Kind, head []byte) []byte {
-	out := make([]byte, 4<<10)
-	var r io.Reader
-	var err error
-	switch kind {
-	case layer.Gzip:
-		r, err = gzip.NewReader(bytes.NewReader(head))
-	case layer.Zstd:
-		var d *zstd.Decoder
-		if d, err = zstd.NewReader(bytes.NewReader(head), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20)); err == nil {
-			defer d.Close()
-			r = d
-		}
-	default:
-		return nil
-	}
-	if err != nil {
-		return nil
-	}
-	n, _ := io.ReadFull(r, out)
-	return out[:n]
+// decompress gives what can be had of the beginning of a stream that is cut:
+// two tar headers are enough for IsArchive.
+func decompress(ctx context.Context, head []byte) []byte {
+	r := layer.NewReader(ctx, bytes.NewReader(head), layer.Options{})
+	defer r.Close()
+	p, _ := r.Peek(4 << 10)
+	return bytes.Clone(p)
 }
 
 // single is one bare layer.

@@ -5,8 +5,8 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
@@ -80,6 +80,9 @@ func run(ctx context.Context, env *cli.Env) error {
 		return err
 	}
 	defer in.Close()
+	if f.Zinfo != "" && in.Len() != 1 {
+		return cli.Usagef("--zinfo is for one layer, not %d", in.Len())
+	}
 	o.Manifest = in.manifest
 	res, err := build.Image(ctx, out, tails, in, o)
 	if err != nil {
@@ -88,13 +91,20 @@ func run(ctx context.Context, env *cli.Env) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	var zinfo *cli.Output
 	if f.Zinfo != "" {
-		if err := writeZinfo(f.Zinfo, res, int64(f.SpanSize)); err != nil {
+		if zinfo, err = f.writeZinfo(res); err != nil {
 			return err
 		}
+		defer zinfo.Close()
 	}
 	if err := out.Commit(); err != nil {
 		return err
+	}
+	if zinfo != nil {
+		if err := zinfo.Commit(); err != nil {
+			return err
+		}
 	}
 	if f.Verbose {
 		env.Errorf("%s: %s, %d files from %d entries in %d layers, metadata %s, seek section %s", f.Out,
@@ -116,6 +126,8 @@ func (f *flags) options(env *cli.Env) (build.Options, error) {
 		return o, cli.Usagef("--block-size %d: a power of two from 512 to 65536 is needed", f.BlockSize)
 	case len(f.Label) > 16:
 		return o, cli.Usagef("--label: more than 16 bytes")
+	case f.Zinfo != "" && filepath.Clean(f.Zinfo) == filepath.Clean(f.Out):
+		return o, cli.Usagef("--zinfo and OUT are the same file")
 	case f.Zinfo != "" && !f.Index:
 		return o, cli.Usagef("--zinfo is for an index: add -i")
 	case f.SpanSize != 0 && !f.Index:
@@ -209,17 +221,20 @@ func parseUUID(s string) (u [16]byte, err error) {
 	return u, cli.Usagef("--uuid %q: 8-4-4-4-12 hex digits are needed, or clear, or random", s)
 }
 
-// writeZinfo writes the checkpoints of the only layer as a zinfo file.
-func writeZinfo(name string, res *build.Result, span int64) error {
-	if len(res.Layers) != 1 {
-		return cli.Usagef("--zinfo is for one layer, not %d", len(res.Layers))
-	}
-	x, err := build.Zinfo(&res.Layers[0], span)
+// writeZinfo writes the checkpoints of the only layer as a zinfo file, which
+// appears when the caller commits it.
+func (f *flags) writeZinfo(res *build.Result) (*cli.Output, error) {
+	x, err := build.Zinfo(&res.Layers[0], int64(f.SpanSize))
 	if err != nil {
-		return fmt.Errorf("--zinfo: %w", err)
+		return nil, fmt.Errorf("--zinfo: %w", err)
 	}
-	return cli.WriteFile(name, func(w io.Writer) error {
-		_, err := x.WriteTo(w)
-		return err
-	})
+	o, err := cli.Create(f.Zinfo)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := x.WriteTo(o.File); err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
 }

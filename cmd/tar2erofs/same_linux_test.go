@@ -19,7 +19,7 @@ func TestSameBytesEverywhere(t *testing.T) {
 		testimage.Layer{Compression: testimage.ZstdFrames, Write: func(b *testimage.Builder) { testimage.Toolchain(b, []string{"VERSION", "src/net/http"}) }},
 		testimage.Layer{Compression: testimage.Plain, Write: testimage.Upper})
 	archive := filepath.Join(t.TempDir(), "image.tar")
-	interop.Run(t, "tar", "-C", image.Dir, "-cf", archive, ".")
+	interop.Run(t, interop.Tool(t, "tar"), "-C", image.Dir, "-cf", archive, ".")
 
 	other, emulators := "arm64", []string{"qemu-aarch64", "qemu-aarch64-static"}
 	if runtime.GOARCH == "arm64" {

@@ -180,7 +180,7 @@ func (b *builder) finish() (*Result, error) {
 	fin := erofs.Final{UUID: b.uuid(), Label: b.opts.Label, BuildTime: b.opts.Times.Build}
 	if b.opts.Index {
 		for _, l := range b.res.Layers {
-			fin.Devices = append(fin.Devices, erofs.DeviceSpec{Tag: l.Descriptor.Digest.Encoded(), Size: l.Size})
+			fin.Devices = append(fin.Devices, erofs.DeviceSpec{Tag: l.Tag(), Size: l.Size})
 		}
 		fin.Trailer = func(int64) ([]byte, error) {
 			s := seek.Section{Layers: b.res.Layers, Manifest: b.opts.Manifest}

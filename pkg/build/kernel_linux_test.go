@@ -219,7 +219,7 @@ func TestKernelSparse(t *testing.T) {
 	}
 	for _, format := range []string{"--format=gnu", "--format=posix --sparse-version=0.0", "--format=posix --sparse-version=0.1", "--format=posix --sparse-version=1.0"} {
 		t.Run(format, func(t *testing.T) {
-			args := append([]string{"tar", "-C", src, "-S", "-cf", "-"}, strings.Fields(format)...)
+			args := append([]string{interop.Tool(t, "tar"), "-C", src, "-S", "-cf", "-"}, strings.Fields(format)...)
 			tarball := interop.Run(t, append(args, "all", "begin", "end", "odd", "many", "huge")...)
 			mountTar(t, tarball, func(t *testing.T, dir string) {
 				got, err := fstree.List(dir, skip)

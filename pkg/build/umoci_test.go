@@ -267,7 +267,7 @@ func buildLayout(t *testing.T, img *testimage.Image, o build.Options) string {
 func archiveOf(t *testing.T, img *testimage.Image) io.Reader {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "image.tar")
-	interop.Run(t, "tar", "-C", img.Dir, "-cf", name, ".")
+	interop.Run(t, interop.Tool(t, "tar"), "-C", img.Dir, "-cf", name, ".")
 	f, err := os.Open(name)
 	if err != nil {
 		t.Fatal(err)

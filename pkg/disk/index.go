@@ -61,10 +61,10 @@ func (x *Index) check() error {
 		return fmt.Errorf("the file has %d bytes, its superblock says %d blocks of %d: %w", x.f.size, primary.Blocks, x.block, fault.ErrCorrupt)
 	}
 	x.devices = x.devices[1:]
-	if len(x.devices) == 0 {
+	x.Section, err = seek.Read(x.f, x.f.size)
+	if len(x.devices) == 0 && errors.Is(err, fault.ErrNotFound) {
 		return fault.Usagef("no index: the image has no devices besides itself, and is served as it is")
 	}
-	x.Section, err = seek.Read(x.f, x.f.size)
 	if errors.Is(err, fault.ErrNotFound) {
 		x.Section, err = nil, nil
 		return x.checkForeign()
@@ -83,7 +83,7 @@ func (x *Index) checkSection() error {
 	end := uint64(x.f.size / x.block)
 	for i, d := range x.devices {
 		l := &x.Section.Layers[i]
-		if want := l.Descriptor.Digest.Encoded(); d.Tag != want {
+		if want := l.Tag(); d.Tag != want {
 			return fmt.Errorf("device %d is for %.64q, the seek section's layer %d is %s: %w", i+1, d.Tag, i, want, fault.ErrCorrupt)
 		}
 		if blocks := x.blocks(l.Size); d.Uniaddr != end || d.Blocks != blocks {
@@ -108,6 +108,28 @@ func (x *Index) checkForeign() error {
 // blocks is how many blocks size bytes need.
 func (x *Index) blocks(size int64) uint64 {
 	return uint64(size/x.block) + uint64((size%x.block+x.block-1)/x.block)
+}
+
+// Probe asks a source for the highest layer, the one that other images are
+// least likely to share, and its size: what would make every read fail (another
+// repository, no credentials) should show before anybody mounts.
+func (x *Index) Probe(ctx context.Context, s source.Source) error {
+	n := len(x.Section.Layers) - 1
+	if n < 0 {
+		return nil
+	}
+	want := x.Section.Layers[n].Descriptor
+	d := want
+	d.Size = -1 // to be found out
+	blob, err := s.BlobAt(ctx, d)
+	if err != nil {
+		return fmt.Errorf("layer %d: %w", n, err)
+	}
+	defer blob.Close()
+	if blob.Size() != want.Size {
+		return fmt.Errorf("layer %d: %s has %d bytes there, not %d: %w", n, want.Digest, blob.Size(), want.Size, fault.ErrIntegrity)
+	}
+	return nil
 }
 
 // Join makes the disk: the index, then each of its section's layers.

@@ -74,6 +74,13 @@ type Span struct {
 	Digests [][32]byte
 }
 
+// Tag is what an index image's device slot calls the layer: the first 64 hex
+// digits of its digest, which is all of a SHA-256.
+func (l *Layer) Tag() string {
+	hex := l.Descriptor.Digest.Encoded()
+	return hex[:min(len(hex), 64)]
+}
+
 // Range returns where span i lies: blob bytes [in, inEnd), which for a span
 // that starts in mid-byte begin with the byte shared with its neighbour, and
 // uncompressed bytes [out, outEnd).

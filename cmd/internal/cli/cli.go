@@ -13,7 +13,9 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -41,7 +43,15 @@ type Env struct {
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer
+
+	serving atomic.Bool
 }
+
+// Serving says that from now on the command answers to the end of its context
+// by itself, however long that takes: a server drains. All others are ended a
+// second after a signal, since what they wait for (a pipe that stays silent, a
+// FIFO that nobody opens) may never come.
+func (e *Env) Serving() { e.serving.Store(true) }
 
 // signalError is the cause of a context that a signal cancelled.
 type signalError struct{ sig syscall.Signal }
@@ -61,7 +71,8 @@ func (e ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 var errPipe = errors.New("broken pipe")
 
 // Main runs a command with the process's own streams and exits with its code.
-// The context that run gets is cancelled by SIGINT and SIGTERM.
+// The context that run gets is cancelled by SIGINT, SIGTERM and SIGHUP. A
+// second signal ends the process at once; temporary files are removed.
 func Main(name string, run func(context.Context, *Env) error) {
 	os.Exit(Start(name, run))
 }
@@ -73,18 +84,43 @@ func Start(name string, run func(context.Context, *Env) error) int {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
+	env := &Env{Name: name, Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	sigs := make(chan os.Signal, 2)
 	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup
+		signal.Notify(sigs, syscall.SIGHUP)
+	}
 	defer signal.Stop(sigs)
-	go func() {
-		for s := range sigs {
-			if sig, ok := s.(syscall.Signal); ok {
-				cancel(signalError{sig})
+	go env.watch(sigs, cancel)
+	return Run(ctx, env, run)
+}
+
+// grace is how long a command that does not serve has after a signal.
+const grace = time.Second
+
+// watch turns signals into the end of the context, and of the process where
+// that does not help.
+func (e *Env) watch(sigs <-chan os.Signal, cancel context.CancelCauseFunc) {
+	for s := range sigs {
+		sig, ok := s.(syscall.Signal)
+		if !ok {
+			continue
+		}
+		cancel(signalError{sig})
+		if e.serving.Load() {
+			s = <-sigs
+		} else {
+			select {
+			case s = <-sigs:
+			case <-time.After(grace):
 			}
 		}
-	}()
-	env := &Env{Name: name, Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
-	return Run(ctx, env, run)
+		if second, ok := s.(syscall.Signal); ok {
+			sig = second
+		}
+		removeTemporaries()
+		os.Exit(128 + int(sig))
+	}
 }
 
 // Run runs a command in env, prints its error as one line, and returns the

@@ -112,7 +112,11 @@ func Create(name string) (*Output, error) {
 	}
 	for range 100 {
 		tmp := filepath.Join(filepath.Dir(name), fmt.Sprintf(".%s.%08x.tmp", filepath.Base(name), rand.Uint32()))
+		keepTemporary(tmp)
 		f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
+		if err != nil {
+			forgetTemporary(tmp)
+		}
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
@@ -142,6 +146,7 @@ func (o *Output) Commit() error {
 		o.remove()
 		return err
 	}
+	forgetTemporary(o.tmp)
 	return nil
 }
 
@@ -162,5 +167,6 @@ func (o *Output) Close() error {
 func (o *Output) remove() {
 	if !o.inPlace {
 		os.Remove(o.tmp)
+		forgetTemporary(o.tmp)
 	}
 }

@@ -3,9 +3,7 @@ package cli
 import (
 	"errors"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 )
 
 // A ScratchFile is a temporary file without a name, where the system allows
@@ -97,8 +95,11 @@ func (o *SeekableOutput) Commit() error {
 	if _, err := o.spool.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	_, err = io.Copy(w, o.spool.File)
-	return errors.Join(err, done())
+	if _, err = io.Copy(w, o.spool.File); err != nil {
+		done()
+		return err
+	}
+	return done()
 }
 
 // Close drops the output unless it was committed; it is meant for defer.
@@ -107,17 +108,4 @@ func (o *SeekableOutput) Close() error {
 		return o.out.Close()
 	}
 	return o.spool.Close()
-}
-
-// WriteFile makes a file whole or not at all.
-func WriteFile(name string, write func(io.Writer) error) error {
-	o, err := Create(name)
-	if err != nil {
-		return err
-	}
-	defer o.Close()
-	if err := write(o.File); err != nil {
-		return &fs.PathError{Op: "write", Path: filepath.Clean(name), Err: err}
-	}
-	return o.Commit()
 }
