@@ -125,7 +125,10 @@ func (l *Lazy) readAhead(s *sequence, off int64) {
 		// The unit that is being read is fetched already.
 		_, _, _, s.ahead = l.units.span(l.units.find(s.next - 1))
 	}
-	if s.ahead-s.next > window/2 {
+	// Little by little, so that something is always on its way: what is asked
+	// for at once arrives at once, and is read in less time than the next takes
+	// to come.
+	if s.ahead-s.next > window/4*3 {
 		return
 	}
 	for want := min(s.next+window, l.size); s.ahead < want && l.sequences.flying < maxAhead && !l.sequences.closed; {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -240,5 +241,116 @@ func TestConcurrent(t *testing.T) {
 	}
 	if len(c.flights) != 0 {
 		t.Errorf("%d fills are still under way", len(c.flights))
+	}
+}
+
+// TestPrefetch: what is being made ahead becomes urgent when somebody waits for
+// it, and is not made twice; what is there already is not made at all.
+func TestPrefetch(t *testing.T) {
+	c := New(1 << 20)
+	ctx := context.Background()
+	if _, err := c.Get(ctx, key(0), func(context.Context) ([]byte, error) { return []byte{0}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	keys := []Key{key(0), key(1), key(2)}
+	filling := make(chan struct{})
+	ended := make(chan error)
+	go func() {
+		ended <- c.Prefetch(ctx, keys, func(_ context.Context, missing []int, urgent <-chan struct{}, put func(int, []byte, error)) {
+			if len(missing) != 2 || missing[0] != 1 {
+				t.Errorf("missing %v", missing)
+			}
+			select {
+			case <-urgent:
+				t.Error("urgent at once")
+			default:
+			}
+			close(filling)
+			<-urgent
+			put(1, []byte{1}, nil)
+			put(2, []byte{2}, nil)
+		})
+	}()
+	<-filling
+	// Another one ahead makes nothing urgent, and has nothing to do.
+	if err := c.Prefetch(ctx, keys, func(context.Context, []int, <-chan struct{}, func(int, []byte, error)) {
+		t.Error("made twice")
+	}); err != nil {
+		t.Error(err)
+	}
+	bufs, err := c.GetAll(ctx, keys[1:], func(context.Context, []int, <-chan struct{}, func(int, []byte, error)) {
+		t.Error("made twice")
+	})
+	if err != nil || bufs[0][0] != 1 || bufs[1][0] != 2 {
+		t.Error(bufs, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	// For GetAll it is urgent from the start.
+	c.GetAll(ctx, []Key{key(9)}, func(_ context.Context, _ []int, urgent <-chan struct{}, put func(int, []byte, error)) {
+		<-urgent
+		put(0, nil, nil)
+	})
+	// An error is told, and not kept.
+	bad := errors.New("bad")
+	if err := c.Prefetch(ctx, []Key{key(5)}, func(_ context.Context, _ []int, _ <-chan struct{}, put func(int, []byte, error)) {
+		put(0, nil, bad)
+	}); err != bad || c.Contains(key(5)) {
+		t.Error(err)
+	}
+}
+
+// TestPrefetchGivenUp: when who wanted it goes, and nobody else has come, the
+// fill is cancelled; if somebody has, it is not.
+func TestPrefetchGivenUp(t *testing.T) {
+	for _, joined := range []bool{false, true} {
+		c := New(1 << 20)
+		ctx, cancel := context.WithCancel(context.Background())
+		started, finish := make(chan struct{}), make(chan struct{})
+		go c.Prefetch(ctx, []Key{key(1)}, func(ctx context.Context, _ []int, _ <-chan struct{}, put func(int, []byte, error)) {
+			close(started)
+			select {
+			case <-ctx.Done():
+				put(0, nil, ctx.Err())
+			case <-finish:
+				put(0, []byte{1}, nil)
+			}
+		})
+		<-started
+		got := make(chan error, 1)
+		if joined {
+			go func() {
+				_, err := c.Get(context.Background(), key(1), never(t))
+				got <- err
+			}()
+			for c.Stats().Shared == 0 {
+				runtime.Gosched()
+			}
+		}
+		cancel()
+		if joined {
+			close(finish)
+			if err := <-got; err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		for c.Contains(key(1)) {
+			runtime.Gosched()
+		}
+	}
+}
+
+func TestRemove(t *testing.T) {
+	c := New(1 << 20)
+	c.Get(context.Background(), key(1), func(context.Context) ([]byte, error) { return []byte{1}, nil })
+	if b, ok := c.Peek(key(1)); !ok || b[0] != 1 {
+		t.Error("not there")
+	}
+	c.Remove(key(1))
+	c.Remove(key(2))
+	if _, ok := c.Peek(key(1)); ok || c.Stats().Bytes != 0 {
+		t.Error("still there")
 	}
 }
