@@ -20,6 +20,7 @@
 
 # A failure anywhere in a pipeline is the failure of its rule, and what a failed
 # rule leaves behind is deleted, so that no later run takes half for the whole.
+# make has these for a whole Makefile: they are in force for your rules as well.
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DELETE_ON_ERROR:

@@ -191,6 +191,15 @@ func TestFlippedByteUpstream(t *testing.T) {
 					t.Errorf("registry, byte %d flipped: exit codes %d and %d, want 5 and a failure: %s", n, ends[0].code, ends[1].code, ends[0].stderr)
 				}
 				absent(t, out)
+
+				// A layer alone, which the next command knows no digest of.
+				for _, build := range []func(string, ...string) []string{whole, index} {
+					_, ends = pipe(t, nil, append(fetch(ref), "--layer", "1"), build(out))
+					if ends[0].code != 5 || ends[1].code == 0 {
+						t.Errorf("--layer, byte %d flipped: exit codes %d and %d, want 5 and a failure: %s", n, ends[0].code, ends[1].code, ends[0].stderr)
+					}
+					absent(t, out)
+				}
 			}
 		})
 	}
