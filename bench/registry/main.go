@@ -28,7 +28,7 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("registry: ")
 	b := bench{}
-	flag.IntVar(&b.rounds, "rounds", 5, "turns of each contestant")
+	flag.IntVar(&b.rounds, "rounds", 9, "turns of each contestant")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the commands")
 	flag.StringVar(&b.peers, "peers", ".peers/bin", "directory of mkfs.erofs")
 	only := flag.String("only", "abcd", "which of the contests")

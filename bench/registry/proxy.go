@@ -61,7 +61,7 @@ func (p *proxy) serve(client net.Conn) {
 
 // parcel is some bytes and when they may arrive.
 type parcel struct {
-	buf []byte
+	buf *[parcelSize]byte
 	n   int
 	due time.Time
 }
@@ -73,7 +73,7 @@ const (
 	parcelSize = 64 << 10
 )
 
-var parcels = sync.Pool{New: func() any { return make([]byte, parcelSize) }}
+var parcels = sync.Pool{New: func() any { return new([parcelSize]byte) }}
 
 // pass copies from one side to the other.
 func (p *proxy) pass(to io.Writer, from io.Reader, limit *pace) {
@@ -81,8 +81,8 @@ func (p *proxy) pass(to io.Writer, from io.Reader, limit *pace) {
 	go func() {
 		defer close(line)
 		for {
-			buf := parcels.Get().([]byte)
-			n, err := from.Read(buf)
+			buf := parcels.Get().(*[parcelSize]byte)
+			n, err := from.Read(buf[:])
 			if n > 0 {
 				line <- parcel{buf, n, time.Now().Add(p.delay)}
 			}
