@@ -1,13 +1,11 @@
 package layer
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 	"github.com/layerpipe/layerpipe/pkg/spancache"
@@ -110,7 +108,7 @@ func (w *whole) check() {
 	}
 	for i := range l.units.count() {
 		in, end, _, _ := l.units.span(i)
-		b, ok := w.unit(l.ctx, i)
+		b, ok := w.unit(i)
 		if !ok {
 			w.lost(i)
 			return
@@ -130,7 +128,7 @@ func (w *whole) check() {
 }
 
 // unit returns a unit's blob bytes, if they are at hand.
-func (w *whole) unit(ctx context.Context, i int) ([]byte, bool) {
+func (w *whole) unit(i int) ([]byte, bool) {
 	l := w.l
 	if _, plain := l.units.(*plainUnits); plain {
 		if b, ok := l.cache.Peek(l.spanKey(i)); ok {
@@ -141,18 +139,7 @@ func (w *whole) unit(ctx context.Context, i int) ([]byte, bool) {
 	if len(parts) != 1 {
 		return nil, false
 	}
-	// What was saved last may not be written yet.
-	for range 20 {
-		if l.has(&parts[0]) {
-			return l.load(&parts[0])
-		}
-		select {
-		case <-ctx.Done():
-			return nil, false
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	return nil, false
+	return l.load(&parts[0])
 }
 
 // forgetAll removes from the caches what there is of the layer.

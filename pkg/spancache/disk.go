@@ -32,7 +32,9 @@ type Disk struct {
 	warned  atomic.Bool
 	rest    atomic.Int64 // no writes before this time, in Unix nanoseconds
 
-	mu    sync.Mutex // guards jobs against Close
+	mu      sync.Mutex          // guards pending, and jobs against Close
+	pending map[[32]byte][]byte // what is being written: it is there already
+
 	look  sync.Mutex // one look at the directory at a time
 	used  atomic.Int64
 	since atomic.Int64 // bytes written since the last look
@@ -60,7 +62,8 @@ const (
 // OpenDisk uses at most max bytes of a directory, and makes it if it is not
 // there. warn hears once if nothing can be kept.
 func OpenDisk(dir string, max int64, warn func(error)) *Disk {
-	d := &Disk{dir: filepath.Join(dir, diskDir), max: max, warn: warn, writers: make(chan struct{}, diskWriters)}
+	d := &Disk{dir: filepath.Join(dir, diskDir), max: max, warn: warn,
+		writers: make(chan struct{}, diskWriters), pending: make(map[[32]byte][]byte)}
 	if err := d.open(); err != nil {
 		d.fail(err)
 	}
@@ -115,6 +118,19 @@ func (d *Disk) path(name [32]byte) string {
 
 // Has reports whether there is a file of size bytes.
 func (d *Disk) Has(name [32]byte, size int64) bool {
+	if p := d.isPending(name); p != nil {
+		return int64(len(p)) == size
+	}
+	return d.hasFile(name, size)
+}
+
+func (d *Disk) isPending(name [32]byte) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.pending[name]
+}
+
+func (d *Disk) hasFile(name [32]byte, size int64) bool {
 	st, err := os.Stat(d.path(name))
 	return err == nil && st.Size() == size && st.Mode().IsRegular()
 }
@@ -134,6 +150,9 @@ func (d *Disk) Load(name [32]byte, p []byte) bool {
 func (d *Disk) load(name [32]byte, p []byte) bool {
 	if d.closed.Load() {
 		return false
+	}
+	if q := d.isPending(name); q != nil {
+		return copy(p, q) == len(p) && len(p) == len(q)
 	}
 	f, err := os.Open(d.path(name))
 	if err != nil {
@@ -156,13 +175,16 @@ func (d *Disk) load(name [32]byte, p []byte) bool {
 // Drop removes a file that is not what it should be.
 func (d *Disk) Drop(name [32]byte) {
 	d.dropped.Add(1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.pending, name)
 	os.Remove(d.path(name))
 }
 
 // Save keeps p, which must not change any more, in the background. If too much
 // is waiting to be written already, it takes the time to write it.
 func (d *Disk) Save(name [32]byte, p []byte) {
-	if size := diskCost(int64(len(p))); size > d.max || d.rest.Load() > time.Now().UnixNano() {
+	if size := diskCost(int64(len(p))); size > d.max || len(p) == 0 || d.rest.Load() > time.Now().UnixNano() {
 		return
 	}
 	d.mu.Lock()
@@ -170,23 +192,36 @@ func (d *Disk) Save(name [32]byte, p []byte) {
 		d.mu.Unlock()
 		return
 	}
+	if d.pending[name] != nil {
+		d.mu.Unlock()
+		return
+	}
+	d.pending[name] = p
 	d.jobs.Add(1)
 	d.mu.Unlock()
+	save := func() {
+		defer d.jobs.Done()
+		d.save(name, p)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.pending[name] == nil { // it was dropped meanwhile
+			os.Remove(d.path(name))
+		}
+		delete(d.pending, name)
+	}
 	select {
 	case d.writers <- struct{}{}:
 		go func() {
-			defer d.jobs.Done()
 			defer func() { <-d.writers }()
-			d.save(name, p)
+			save()
 		}()
 	default:
-		defer d.jobs.Done()
-		d.save(name, p)
+		save()
 	}
 }
 
 func (d *Disk) save(name [32]byte, p []byte) {
-	if d.Has(name, int64(len(p))) { // another process was faster
+	if d.hasFile(name, int64(len(p))) { // another process was faster
 		return
 	}
 	if err := d.write(d.path(name), p); err != nil {

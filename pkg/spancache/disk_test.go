@@ -113,9 +113,6 @@ func TestDiskBound(t *testing.T) {
 		if _, size := files(t, dir); size > max+max/4 {
 			t.Fatalf("%d bytes in a cache of %d", size, max)
 		}
-		if ds[i%2].Stats().Evicted == 1 && !ds[0].Has(used, 40000) {
-			t.Error("what was used went first")
-		}
 	}
 	if ds[0].Stats().Evicted+ds[1].Stats().Evicted == 0 {
 		t.Error("nothing was evicted")
