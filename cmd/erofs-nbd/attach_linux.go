@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -57,6 +58,7 @@ type kernelServer struct {
 	dev   *nbddev.Device
 	state *nbddev.StateFile
 	ended chan error // of the driver's connection
+	serve func(net.Conn)
 }
 
 // ctxReader reads a device with one context.
@@ -140,7 +142,10 @@ func (f *flags) serveKernel(ctx context.Context, env *cli.Env, log *log, s *nbd.
 		return fmt.Errorf("%s: %w", f.name(), err)
 	}
 	s.Exports[0].Device = d
+	work, abandon := context.WithCancel(context.WithoutCancel(ctx)) // a signal is no reason to stop serving
+	defer abandon()
 	k := &kernelServer{f: f, env: env, log: log, srv: s, mount: f.Mount, ended: make(chan error, 1)}
+	k.serve = func(nc net.Conn) { k.ended <- s.ServeTransmission(work, nc) }
 	if old != nil {
 		k.mount = old.state.Mount
 		err = k.takeOver(old, block)
@@ -150,9 +155,6 @@ func (f *flags) serveKernel(ctx context.Context, env *cli.Env, log *log, s *nbd.
 	if err != nil {
 		return err
 	}
-	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
-	defer abandon()
-	go func() { k.ended <- s.ServeTransmission(work, k.dev.Conn) }()
 	if err := k.ready(); err != nil {
 		return errors.Join(err, k.dev.Disconnect(), <-k.ended, k.state.Remove())
 	}
@@ -177,7 +179,7 @@ func (k *kernelServer) attach(identity string, block int) error {
 	if err != nil {
 		return err
 	}
-	if k.dev, err = nbddev.Attach(c); err != nil {
+	if k.dev, err = nbddev.Attach(c, k.serve); err != nil {
 		return err
 	}
 	k.state, err = nbddev.StateDir(k.f.StateDir).Write(&nbddev.State{
@@ -185,7 +187,6 @@ func (k *kernelServer) attach(identity string, block int) error {
 		Netlink: k.dev.Netlink, PID: os.Getpid(), Mount: k.mount, Server: saved,
 	})
 	if err != nil {
-		k.dev.Conn.Close()
 		return errors.Join(err, k.dev.Disconnect())
 	}
 	if !k.dev.Netlink {
@@ -201,17 +202,16 @@ func (k *kernelServer) takeOver(old *takeover, block int) (err error) {
 		return fmt.Errorf("%s has %d bytes in blocks of %d, %s has %d in blocks of %d: %w",
 			nbddev.Path(c.Index), c.Size, c.BlockSize, k.f.name(), size, block, fault.ErrIntegrity)
 	}
-	if k.dev, err = nbddev.Reattach(c); err != nil {
+	if k.dev, err = nbddev.Reattach(c, k.serve); err != nil {
 		return err
 	}
 	s := *old.state
 	s.PID = os.Getpid()
+	// If this fails, we end, and reads wait for the next one.
 	if k.state, err = nbddev.StateDir(k.f.StateDir).Write(&s); err != nil {
-		k.dev.Conn.Close() // reads wait for the next one
 		return err
 	}
-	old.file.Close()
-	return nil
+	return old.file.Close()
 }
 
 // ready mounts and tells that all is there.

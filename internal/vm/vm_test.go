@@ -3,13 +3,17 @@ package vm_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/layerpipe/layerpipe/internal/interop"
+	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/internal/vm"
 )
 
@@ -54,4 +58,83 @@ func TestBoot(t *testing.T) {
 	if got := out.String(); strings.TrimSpace(got) != strings.TrimSpace(want) {
 		t.Errorf("%q, want %q", got, want)
 	}
+}
+
+// TestKernel runs the tests of internal/vm/guest in a guest, and shows each of
+// them as a subtest.
+func TestKernel(t *testing.T) {
+	g := guest(t)
+	dir := t.TempDir()
+	put := func(name, from string) { g.Files[name] = from }
+	g.Files = make(map[string]string)
+	for _, name := range []string{"erofs-nbd", "tar2erofs", "oci-fetch"} {
+		put("/usr/local/bin/"+name, goBuild(t, filepath.Join(dir, name), "build", "./cmd/"+name))
+	}
+	for _, name := range []string{"oci-mount", "oci-umount"} {
+		put("/usr/local/bin/"+name, filepath.Join(interop.RepoRoot(t), "scripts", name))
+	}
+	put("/sbin/mount.layerpipe", filepath.Join(interop.RepoRoot(t), "scripts", "mount.layerpipe"))
+	put("/guest.test", goBuild(t, filepath.Join(dir, "guest.test"), "test", "-c", "./internal/vm/guest"))
+	im := testimage.New(t, testimage.Small)
+	put("/data/layout/golang", im.Dir)
+	for name, options := range map[string][]string{"whole": nil, "index": {"-i", "--span-size", "256KiB"}} {
+		file := filepath.Join(dir, name)
+		args := append([]string{filepath.Join(dir, "tar2erofs")}, append(options, file)...)
+		for i := range im.Layers {
+			args = append(args, im.Blob(i))
+		}
+		interop.Run(t, args...)
+		put("/data/"+name+".erofs", file)
+	}
+	nat := testimage.NewLayers(t, testimage.Layer{File: filepath.Join(dir, "whole"), MediaType: "application/vnd.erofs.layer.v1"})
+	put("/data/layout/native", nat.Dir)
+
+	g.Script = "export LAYERPIPE_VM=1 " + "CRASHES=" + os.Getenv("CRASHES") + "\ncd /tmp && /guest.test -test.v -test.timeout=15m " + os.Getenv("GUESTFLAGS")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	g.Output = io.MultiWriter(&out, testWriter{t})
+	began := time.Now()
+	exit, err := g.Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%.0f s, boot included", time.Since(began).Seconds())
+	passed := 0
+	for _, m := range result.FindAllStringSubmatch(out.String(), -1) {
+		t.Run(m[2], func(t *testing.T) {
+			switch m[1] {
+			case "PASS":
+				passed++
+			default:
+				t.Errorf("%s in the guest", m[1]) // a skip, too: nothing is missing there
+			}
+		})
+	}
+	if exit != 0 || passed == 0 {
+		t.Errorf("the guest's tests: exit code %d, %d passed", exit, passed)
+	}
+}
+
+var result = regexp.MustCompile(`(?m)^--- (PASS|FAIL|SKIP): (\w+) `)
+
+// testWriter shows lines as they come.
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("guest: %s", bytes.TrimRight(p, "\n"))
+	return len(p), nil
+}
+
+// goBuild makes a static program for the guest.
+func goBuild(t *testing.T, out string, args ...string) string {
+	t.Helper()
+	args = append([]string{args[0]}, append([]string{"-o", out, "-ldflags=-s -w"}, args[1:]...)...)
+	cmd := exec.Command("go", args...)
+	cmd.Dir = interop.RepoRoot(t)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, b)
+	}
+	return out
 }

@@ -56,9 +56,6 @@ func (c *Config) check() error {
 // A Device is attached to this process.
 type Device struct {
 	Index int
-	// Conn is where the driver's requests come from: the transmission phase of
-	// the protocol, simple replies. Whoever serves it closes it.
-	Conn net.Conn
 	// Netlink is false for a device that no other server can take over.
 	Netlink bool
 
@@ -103,9 +100,11 @@ func sockets() (net.Conn, int, error) {
 	return nc, fds[1], nil
 }
 
-// Attach attaches a device. Someone has to serve its Conn before anybody reads
-// it.
-func Attach(c Config) (_ *Device, err error) {
+// Attach attaches a device. The driver's requests come from a connection, in the
+// transmission phase of the protocol, for simple replies; serve is called in a
+// goroutine of its own with it, serves it to its end and closes it. It is not
+// called if there is an error before there is a device.
+func Attach(c Config, serve func(net.Conn)) (_ *Device, err error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -117,7 +116,7 @@ func Attach(c Config) (_ *Device, err error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	d := &Device{Conn: nc, backend: c.Backend}
+	d := &Device{backend: c.Backend}
 	defer func() {
 		if err != nil {
 			nc.Close()
@@ -130,6 +129,7 @@ func Attach(c Config) (_ *Device, err error) {
 			return nil, explain(c.Index, err)
 		}
 		go ioctlRun(d.dev)
+		go serve(nc)
 	case err != nil:
 		return nil, explain(c.Index, err)
 	default:
@@ -138,6 +138,7 @@ func Attach(c Config) (_ *Device, err error) {
 		if d.Index, err = l.connect(&c, fd); err != nil {
 			return nil, explain(c.Index, err)
 		}
+		go serve(nc)
 		if err := setTimeout(d.Index, requestTimeout); err != nil {
 			d.Disconnect()
 			return nil, err
@@ -151,8 +152,8 @@ func Attach(c Config) (_ *Device, err error) {
 }
 
 // Reattach takes over a device whose server is gone: c must be what it was
-// attached with. ErrLive if the server is not gone.
-func Reattach(c Config) (_ *Device, err error) {
+// attached with. serve is called as by Attach. ErrLive if the server is not gone.
+func Reattach(c Config, serve func(net.Conn)) (_ *Device, err error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -177,8 +178,8 @@ func Reattach(c Config) (_ *Device, err error) {
 	for end := time.Now().Add(most); ; time.Sleep(10 * time.Millisecond) {
 		nc, err := replace(l, &c)
 		if err == nil {
-			d := &Device{Index: c.Index, Conn: nc, Netlink: true, backend: c.Backend}
-			return d, setTimeout(c.Index, requestTimeout)
+			go serve(nc)
+			return &Device{Index: c.Index, Netlink: true, backend: c.Backend}, nil
 		}
 		if !errors.Is(err, ErrLive) || time.Now().After(end) {
 			return nil, explain(c.Index, err)
@@ -265,11 +266,7 @@ func Disconnect(index int, backend string) error {
 	if err := l.disconnect(index); err != nil && err != unix.EINVAL { // EINVAL: it was quicker
 		return explain(index, err)
 	}
-	if err := waitGone(index, 5*time.Second); err != nil {
-		return err
-	}
-	setTimeout(index, defaultTimeout) // for the next one; who does not care for failover sets none
-	return nil
+	return waitGone(index, 5*time.Second)
 }
 
 // Wait waits for the end of a device that is being detached.

@@ -182,7 +182,7 @@ func TestParseName(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for _, c := range []Config{{Size: 512, BlockSize: 0}, {Size: 512, BlockSize: 256}, {Size: 8192, BlockSize: 8192},
 		{Size: 0, BlockSize: 512}, {Size: 513, BlockSize: 512}, {Size: 4096 + 512, BlockSize: 4096}, {Size: -512, BlockSize: 512}} {
-		if _, err := Attach(c); !errors.Is(err, fault.ErrUsage) {
+		if _, err := Attach(c, nil); !errors.Is(err, fault.ErrUsage) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
@@ -196,7 +196,7 @@ func TestNoDriver(t *testing.T) {
 	if err := Probe(); err != nil && !errors.Is(err, ErrNoDriver) {
 		t.Error(err)
 	}
-	if _, err := Attach(Config{Index: -1, Size: 512, BlockSize: 512}); !errors.Is(err, fault.ErrUnsupported) && !errors.Is(err, os.ErrPermission) {
+	if _, err := Attach(Config{Index: -1, Size: 512, BlockSize: 512}, nil); !errors.Is(err, fault.ErrUnsupported) && !errors.Is(err, os.ErrPermission) {
 		t.Error(err)
 	}
 }

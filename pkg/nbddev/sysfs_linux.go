@@ -23,7 +23,7 @@ type Info struct {
 	Attached  bool
 	Size      int64  // bytes
 	BlockSize int    // bytes
-	PID       int    // of the process that attached it first
+	PID       int    // of the thread that attached it first
 	Backend   string // as in Config; "" before Linux 5.14
 }
 
@@ -92,6 +92,9 @@ func InUse(index int) bool {
 func waitGone(index int, most time.Duration) error {
 	for end := time.Now().Add(most); ; time.Sleep(5 * time.Millisecond) {
 		i, err := Stat(index)
+		if err == nil && !i.Attached {
+			resetTimeout(index)
+		}
 		if err != nil || !i.Attached {
 			return err
 		}
@@ -120,7 +123,27 @@ func waitReady(index int, size int64) error {
 	}
 }
 
-// setTimeout sets after how long the block layer looks at a request again.
+// setTimeout sets after how long the block layer looks at a request again. The
+// kernel waits with that until no request is under way: somebody has to serve
+// them, or the one who sets it waits for ever.
 func setTimeout(index int, d time.Duration) error {
-	return os.WriteFile(sysfs(index, "queue/io_timeout"), []byte(strconv.FormatInt(d.Milliseconds(), 10)), 0)
+	want := strconv.FormatInt(d.Milliseconds(), 10)
+	if is, err := attribute(index, "queue/io_timeout"); err != nil || is == want {
+		return err
+	}
+	return os.WriteFile(sysfs(index, "queue/io_timeout"), []byte(want), 0)
+}
+
+// resetTimeout is for the next one who attaches the device, who may have several
+// connections, which a short timeout would break. It is not worth waiting for.
+func resetTimeout(index int) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		setTimeout(index, defaultTimeout)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
 }

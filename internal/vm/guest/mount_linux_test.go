@@ -1,0 +1,265 @@
+package guest
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerpipe/layerpipe/pkg/nbddev"
+)
+
+// TestWhole: a local image on a device, of exactly its size, mounted and
+// unmounted.
+func TestWhole(t *testing.T) {
+	dir := mountpoint(t)
+	s := start(t, whole, "--mount", dir, "--mount-options", "nosuid,nodev,noatime")
+	compare(t, dir)
+	st, err := os.Stat(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := nbddev.Stat(s.n)
+	if err != nil || i.Size != st.Size() || i.BlockSize != 4096 {
+		t.Errorf("%+v, %v; the image has %d bytes", i, err, st.Size())
+	}
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil || !bytes.Contains(mounts, []byte(" erofs ro,nosuid,nodev,noatime")) {
+		t.Errorf("%s, %v", mounts, err)
+	}
+	s.signal(syscall.SIGTERM)
+	s.ends(0)
+	s.gone()
+}
+
+// TestLazy: an index with its layers in a registry.
+func TestLazy(t *testing.T) {
+	r := newRegistry(t)
+	dir := mountpoint(t)
+	s := start(t, r.lazy("--mount", dir)...)
+	if i, err := nbddev.Stat(s.n); err != nil || i.BlockSize != 512 {
+		t.Errorf("%+v, %v", i, err)
+	}
+	compare(t, dir)
+	if r.TotalServed() == 0 {
+		t.Error("nothing came from the registry")
+	}
+	s.signal(syscall.SIGINT)
+	s.ends(0)
+	s.gone()
+}
+
+// TestNative: a layer that is an EROFS image, taken over after the tag has
+// moved.
+func TestNative(t *testing.T) {
+	r := newRegistry(t)
+	dir := mountpoint(t)
+	s := start(t, "--blob", r.ref(native), "--layer", "0", "--plain-http", "--mount", dir)
+	compare(t, dir)
+	s.kill()
+	if err := r.AddLayout(native, filepath.Join(layout, filepath.Base(repository))); err != nil {
+		t.Fatal(err)
+	}
+	command(t, 0, "", "--reattach", dir, "--daemon")
+	compare(t, dir)
+	command(t, 0, "", "--detach", dir)
+	s.gone()
+}
+
+// TestUmount: the server ends when somebody unmounts the filesystem.
+func TestUmount(t *testing.T) {
+	dir := mountpoint(t)
+	s := start(t, whole, "--mount", dir)
+	ok(t, "umount", dir)
+	s.ends(0)
+	s.gone()
+}
+
+// TestSigtermBusy: a mount in use is out of sight at once, and served until it
+// is not used any more.
+func TestSigtermBusy(t *testing.T) {
+	dir := mountpoint(t)
+	s := start(t, whole, "--mount", dir)
+	name, want := someFile(t, dir)
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s.signal(syscall.SIGTERM)
+	await(t, "the mount goes", func() bool { _, err := os.Stat(name); return err != nil })
+	dropCaches(t)
+	got := make([]byte, len(want))
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("read while it drains: %v", err)
+	}
+	f.Close()
+	s.ends(0)
+	s.gone()
+}
+
+// TestSigtermTwice: the second signal does not wait.
+func TestSigtermTwice(t *testing.T) {
+	dir := mountpoint(t)
+	s := start(t, whole, "--mount", dir)
+	name, want := someFile(t, dir)
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s.signal(syscall.SIGTERM)
+	await(t, "the mount goes", func() bool { _, err := os.Stat(name); return err != nil })
+	await(t, "it says so", func() bool { return strings.Contains(s.stderr.String(), "in use") })
+	s.signal(syscall.SIGTERM)
+	s.ends(0)
+	dropCaches(t)
+	if _, err := f.ReadAt(make([]byte, len(want)), 0); err == nil {
+		t.Error("still read")
+	}
+	f.Close()
+	s.gone()
+}
+
+// someFile is a file of some size, and its contents.
+func someFile(t *testing.T, dir string) (name string, data []byte) {
+	t.Helper()
+	name = filepath.Join(dir, "usr/local/go/bin/gofmt")
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name, data
+}
+
+// TestAttach: a device that others mount.
+func TestAttach(t *testing.T) {
+	s := start(t, whole, "--attach=/dev/nbd5")
+	if s.dev != "/dev/nbd5" {
+		t.Fatal(s.dev)
+	}
+	command(t, 1, "/dev/nbd5 is in use", whole, "--attach=nbd5")
+	other := start(t, whole, "--attach")
+	if other.n == s.n {
+		t.Fatal("the same device twice")
+	}
+	want, err := os.ReadFile(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(other.dev)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s has %d bytes, %v", other.dev, len(got), err)
+	}
+	if f, err := os.OpenFile(other.dev, os.O_WRONLY, 0); err == nil {
+		if _, err := f.Write(make([]byte, 512)); err == nil && f.Sync() == nil {
+			t.Error("written to")
+		}
+		f.Close()
+	}
+	other.signal(syscall.SIGTERM)
+	other.ends(0)
+
+	dir := mountpoint(t)
+	ok(t, "mount", "-t", "erofs", "-o", "ro", s.dev, dir)
+	compare(t, dir)
+	command(t, 1, "is in use", "--detach", "nbd5")
+	s.signal(syscall.SIGTERM)
+	await(t, "it says so", func() bool { return strings.Contains(s.stderr.String(), "in use") })
+	compare(t, dir)
+	ok(t, "umount", dir)
+	s.ends(0)
+	s.gone()
+}
+
+// TestDaemon: the exit code tells whether it is mounted.
+func TestDaemon(t *testing.T) {
+	dir := mountpoint(t)
+	command(t, 4, "no such file", "/data/nothing.erofs", "--mount", dir, "--daemon")
+	command(t, 4, "no such file", whole, "--mount", dir+"/nothing", "--daemon")
+	command(t, 1, "in use", whole, "--attach="+start(t, whole, "--attach").dev, "--daemon")
+	out := command(t, 0, "", whole, "--mount", dir, "--daemon")
+	dev := strings.TrimSpace(out)
+	compare(t, dir)
+	list := command(t, 0, "", "--list")
+	for _, want := range []string{dev, dir, whole} {
+		if !strings.Contains(list, want) {
+			t.Errorf("no %q in\n%s", want, list)
+		}
+	}
+	// A busy mount stays.
+	cmd := exec.Command("sleep", "1000")
+	cmd.Dir = dir
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	command(t, 1, "busy", "--detach", dir)
+	compare(t, dir)
+	command(t, 0, "", "--detach", dir, "--force")
+	if _, err := os.Stat(dir + "/usr"); err == nil {
+		t.Error("still there")
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	command(t, 4, "no device is known", "--detach", dir)
+}
+
+// TestNoNetlink: in another network namespace the driver's netlink family does
+// not exist, but ioctls do.
+func TestNoNetlink(t *testing.T) {
+	dir := mountpoint(t)
+	s := launch(t, "unshare", "-n", "erofs-nbd", whole, "--mount", dir)
+	if !strings.Contains(s.stderr.String(), "no netlink") {
+		t.Errorf("no warning: %q", s.stderr)
+	}
+	compare(t, dir)
+	st, err := os.Stat(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i, err := nbddev.Stat(s.n); err != nil || i.Size != st.Size() || i.BlockSize != 4096 {
+		t.Errorf("%+v, %v", i, err)
+	}
+	ok(t, "umount", dir)
+	s.ends(0)
+	s.gone()
+}
+
+// TestRegistryRestart: a mount outlives its registry's restart.
+func TestRegistryRestart(t *testing.T) {
+	r := newRegistry(t)
+	dir := mountpoint(t)
+	s := start(t, r.lazy("--mount", dir, "--cache-size", "0")...)
+	name, want := someFile(t, dir)
+	r.stop()
+	dropCaches(t)
+	type result struct {
+		b   []byte
+		err error
+	}
+	read := make(chan result)
+	go func() {
+		b, err := os.ReadFile(name)
+		read <- result{b, err}
+	}()
+	await(t, "the server notices", func() bool { return strings.Contains(s.stderr.String(), "refused") })
+	time.Sleep(500 * time.Millisecond)
+	r.start()
+	if got := <-read; got.err != nil || !bytes.Equal(got.b, want) {
+		t.Errorf("%d bytes, %v", len(got.b), got.err)
+	}
+	// A registry that stays away is an error, and no more than that.
+	r.stop()
+	dropCaches(t)
+	if _, err := os.ReadFile(name); err != unix.EIO && !strings.Contains(err.Error(), "input/output") {
+		t.Errorf("without a registry: %v", err)
+	}
+	r.start()
+	compare(t, dir)
+}
