@@ -7,7 +7,7 @@ FETCH_FLAGS ?=
 
 export CGO_ENABLED = 0
 
-.PHONY: all build test race demo lint cross fuzz peers clean help
+.PHONY: all build test race demo lint cross bench fuzz peers clean help
 .DEFAULT_GOAL := all
 
 all: build ## build everything
@@ -39,6 +39,18 @@ cross: ## build and vet for the other systems (what needs Linux says so there)
 		GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -o /dev/null ./...; \
 		GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) vet ./...; \
 	done
+
+# BENCH limits it: make bench BENCH=images. libdeflate is compared where its
+# header is (Debian: libdeflate-dev).
+BENCH ?= images gzindex registry lazy nbd libdeflate
+bench: build peers ## ratios against the peers, each in one run with them (BENCH=images ...)
+	@set -e; for b in $(BENCH); do echo; echo "== $$b"; case $$b in \
+	nbd) $(GO) test ./cmd/erofs-nbd -run - -bench Local -benchtime 10x ;; \
+	libdeflate) if [ -e /usr/include/libdeflate.h ]; then \
+		tar -C "$$($(GO) env GOROOT)" -cf - src pkg | gzip >bin/toolchain.tar.gz; \
+		CGO_ENABLED=1 $(GO) run -tags libdeflate ./bench/libdeflate bin/toolchain.tar.gz; else echo "no libdeflate here"; fi ;; \
+	*) $(GO) run ./bench/$$b ;; \
+	esac; done
 
 fuzz: ## each fuzz target for FUZZTIME (5s)
 	scripts/fuzz $(FUZZTIME)
