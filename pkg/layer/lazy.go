@@ -47,7 +47,7 @@ type LazyOptions struct {
 	Gate *Gate
 	// ReadAhead bounds how many bytes of the layer are fetched before they are
 	// asked for, for each sequence of reads. 0 is 32 MiB, or an eighth of what
-	// the cache can hold if that is less; below 0 there is no reading ahead.
+	// the cache can hold if that is less; half of that is the most; below 0 there is no reading ahead.
 	ReadAhead int64
 	// OnUse, if not nil, hears of each span that is read for the first time,
 	// as a range of the layer. It must not block.
@@ -184,10 +184,10 @@ func newLazy(blob ReaderAtContext, size int64, u units, key [32]byte, c *spancac
 		o.Store = nil // there is no name for what it would keep
 	}
 	l := &Lazy{blob: blob, cache: c, opt: o, key: key, size: size, units: u}
-	switch l.window = o.ReadAhead; {
-	case l.window < 0:
+	switch l.window = min(o.ReadAhead, c.Max()/2); {
+	case o.ReadAhead < 0:
 		l.window = 0
-	case l.window == 0:
+	case o.ReadAhead == 0:
 		l.window = min(maxWindow, c.Max()/8)
 	}
 	if o.OnUse != nil {
