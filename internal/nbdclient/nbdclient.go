@@ -221,3 +221,11 @@ func noEOF(err error) error {
 	}
 	return err
 }
+
+// ReadBeyond asks for a range that need not be within the export, and returns
+// the error that the server answers with.
+func (c *Client) ReadBeyond(off int64, n int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.read(make([]byte, n), off)
+}

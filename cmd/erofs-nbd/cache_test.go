@@ -1,0 +1,450 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/internal/nbdclient"
+	"github.com/layerpipe/layerpipe/internal/testregistry"
+	"github.com/layerpipe/layerpipe/pkg/build"
+	"github.com/layerpipe/layerpipe/pkg/seek"
+)
+
+// lazyArgs serve a fixture from a registry.
+func (f *fixture) lazyArgs(ref string, more ...string) []string {
+	return append([]string{"--index", f.index, "--blob", ref, "--plain-http"}, more...)
+}
+
+// cacheFiles are those of the spans in a cache directory.
+func cacheFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(dir, "*", "??", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// TestCacheDir: what one server fetched another one has, at the same time or
+// after a restart; a registry that is gone does no harm then.
+func TestCacheDir(t *testing.T) {
+	f := newFixture(t)
+	reg, ref := serveLayout(t, f.im.Dir)
+	dir := filepath.Join(t.TempDir(), "new", "cache")
+	args := f.lazyArgs(ref, "--cache-dir", dir, "--stats")
+	first := start(t, args...)
+	f.same(t, readAll(t, first.uri))
+	second := start(t, args...)
+	reg.Reset()
+	first.stop() // all is written
+	f.same(t, readAll(t, second.uri))
+	if n := len(reg.Requests()); n != 0 {
+		t.Errorf("%d requests for what the other server had", n)
+	}
+	second.stop()
+	// One byte of a foreign layer is asked for at the start, to find it.
+	reg.Inject(&testregistry.Fault{Match: func(r *http.Request) bool { return r.Header.Get("Range") != "bytes=0-0" }, Serve: testregistry.Status(http.StatusNotFound)})
+	third := start(t, append(args, "--cache-size", "0", "--prefetch", "all")...)
+	f.same(t, readAll(t, third.uri))
+	third.stop()
+	if got := third.stderr.String(); !strings.Contains(got, "cache directory: ") || !strings.Contains(got, "layers: 0 fetches") {
+		t.Errorf("stderr: %s", got)
+	}
+	// A bound holds.
+	small := t.TempDir()
+	s := start(t, f.lazyArgs(ref, "--cache-dir", small, "--cache-dir-size", "1MiB")...)
+	reg.ClearFaults()
+	f.same(t, readAll(t, s.uri))
+	s.stop()
+	var size int64
+	for _, name := range cacheFiles(t, small) {
+		st, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += st.Size()
+	}
+	if size == 0 || size > 1<<20 {
+		t.Errorf("%d bytes in a cache of 1 MiB", size)
+	}
+}
+
+// TestCacheDirUseless is row 13 of the faults that a server must survive: torn
+// and forged files, a directory that cannot be written to, or not even be.
+func TestCacheDirUseless(t *testing.T) {
+	f := newFixture(t)
+	_, ref := serveLayout(t, f.im.Dir)
+	dir := t.TempDir()
+	s := start(t, f.lazyArgs(ref, "--cache-dir", dir)...)
+	f.same(t, readAll(t, s.uri))
+	s.stop()
+	files := cacheFiles(t, dir)
+	if len(files) < 10 {
+		t.Fatalf("%d files", len(files))
+	}
+	for i, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch i % 4 {
+		case 0:
+			b[len(b)/2] ^= 1
+		case 1:
+			b = b[:len(b)/2]
+		case 2:
+			clear(b)
+		case 3:
+			b = append(b, 0)
+		}
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = start(t, f.lazyArgs(ref, "--cache-dir", dir)...)
+	f.same(t, readAll(t, s.uri))
+	if code := s.stop(); code != 0 || s.stderr.String() != "" {
+		t.Errorf("exit code %d, stderr: %s", code, s.stderr)
+	}
+
+	// In a directory's place there is a file: at the start, or all of a sudden.
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = start(t, f.lazyArgs(ref, "--cache-dir", file)...)
+	f.same(t, readAll(t, s.uri))
+	if code := s.stop(); code != 0 || strings.Count(s.stderr.String(), "\n") != 1 || !strings.Contains(s.stderr.String(), "warning: --cache-dir: ") {
+		t.Errorf("exit code %d, stderr: %s", code, s.stderr)
+	}
+	gone := t.TempDir()
+	s = start(t, f.lazyArgs(ref, "--cache-dir", gone)...)
+	dial(t, s.uri)
+	ours, err := filepath.Glob(filepath.Join(gone, "layerpipe-*"))
+	if err != nil || len(ours) != 1 {
+		t.Fatal(ours, err)
+	}
+	if err := errors.Join(os.RemoveAll(ours[0]), os.WriteFile(ours[0], nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	f.same(t, readAll(t, s.uri))
+	if code := s.stop(); code != 0 || strings.Count(s.stderr.String(), "\n") != 1 || !strings.Contains(s.stderr.String(), "warning: --cache-dir: ") {
+		t.Errorf("exit code %d, stderr: %s", code, s.stderr)
+	}
+}
+
+// TestFlippedBitIsNotCached is row 8: a bit that flips on its way once is
+// healed by another request, one that stays flipped is EIO, and neither gets
+// into the cache.
+func TestFlippedBitIsNotCached(t *testing.T) {
+	f := newFixture(t)
+	reg, ref := serveLayout(t, f.im.Dir)
+	dir := t.TempDir()
+	once := reg.Inject(&testregistry.Fault{Match: testregistry.Blobs, Times: 1, Serve: testregistry.Flip(100)})
+	s := start(t, f.lazyArgs(ref, "--cache-dir", dir)...)
+	c := dial(t, s.uri)
+	p := make([]byte, 1000)
+	if _, err := c.ReadAt(p, f.starts[1]); err != nil || !bytes.Equal(p, f.disk[f.starts[1]:][:1000]) {
+		t.Errorf("flipped once: %v, or wrong bytes", err)
+	}
+	if once.Delivered() != 1 {
+		t.Error("nothing was flipped")
+	}
+	stays := reg.Inject(&testregistry.Fault{Match: testregistry.Blobs, Serve: testregistry.Flip(100)})
+	for i := range f.starts {
+		if _, err := c.ReadAt(p, f.starts[i]+2<<20); !errors.Is(err, nbdclient.EIO) {
+			t.Errorf("layer %d, flipped for good: %v, want EIO", i, err)
+		}
+	}
+	if stays.Delivered() < 2*len(f.starts) {
+		t.Errorf("%d answers were flipped", stays.Delivered())
+	}
+	s.stop()
+	if n := len(cacheFiles(t, dir)); n != 1 {
+		t.Errorf("%d files in the cache, of one good span", n)
+	}
+	reg.ClearFaults()
+	s = start(t, f.lazyArgs(ref, "--cache-dir", dir)...)
+	f.same(t, readAll(t, s.uri))
+}
+
+// TestEdges is row 15: reads at every seam of the disk, and at and past its
+// end.
+func TestEdges(t *testing.T) {
+	f := newFixture(t)
+	_, ref := serveLayout(t, f.im.Dir)
+	s := start(t, f.lazyArgs(ref)...)
+	c := dial(t, s.uri)
+	size := int64(len(f.disk))
+	if c.Size() != size {
+		t.Fatalf("%d bytes, want %d", c.Size(), size)
+	}
+	edges := []int64{0, 512, size}
+	for i := range f.layers {
+		l := &f.layers[i]
+		edges = append(edges, f.starts[i], f.starts[i]+l.Size)
+		for k := range l.Spans {
+			edges = append(edges, f.starts[i]+l.Spans[k].Out)
+		}
+		for at := int64(0); l.Kind == seek.Plain && at < l.Size; at += seek.PieceSize {
+			edges = append(edges, f.starts[i]+at)
+		}
+	}
+	for _, e := range edges {
+		for _, r := range [][2]int64{{e - 1, e + 1}, {e - 1, e}, {e, e + 1}, {e - 700, e + 700}, {e - 300_000, e + 300_000}} {
+			from, to := max(r[0], 0), min(r[1], size)
+			if from >= to {
+				continue
+			}
+			p := make([]byte, to-from)
+			if _, err := c.ReadAt(p, from); err != nil || !bytes.Equal(p, f.disk[from:to]) {
+				t.Errorf("bytes %d to %d: %v, or wrong", from, to, err)
+			}
+		}
+	}
+	const einval = nbdclient.Error(22)
+	for _, r := range [][2]int64{{size, 1}, {size - 1, 2}, {size + 1<<40, 512}, {size - 512, 1 << 20}} {
+		if err := c.ReadBeyond(r[0], int(r[1])); err != einval {
+			t.Errorf("%d bytes at %d of %d: %v, want EINVAL", r[1], r[0], size, err)
+		}
+	}
+	p := make([]byte, 1)
+	if _, err := c.ReadAt(p, size-1); err != nil || p[0] != f.disk[size-1] {
+		t.Errorf("the connection is of no use any more: %v", err)
+	}
+}
+
+// TestRecordPrefetch: what was read once is there at the next start before it
+// is read; the reads then ask the registry for nothing.
+func TestRecordPrefetch(t *testing.T) {
+	f := newFixture(t)
+	reg, ref := serveLayout(t, f.im.Dir)
+	list := filepath.Join(t.TempDir(), "list")
+	reads := func(uri string) {
+		c := dial(t, uri)
+		rng := rand.New(rand.NewPCG(3, 4))
+		for range 12 {
+			p := make([]byte, 20_000)
+			off := f.starts[0] + rng.Int64N(int64(len(f.disk))-f.starts[0]-int64(len(p)))
+			if _, err := c.ReadAt(p, off); err != nil || !bytes.Equal(p, f.disk[off:][:len(p)]) {
+				t.Errorf("at %d: %v, or wrong bytes", off, err)
+			}
+		}
+	}
+	s := start(t, f.lazyArgs(ref, "--record", list)...)
+	reads(s.uri)
+	if _, err := os.Stat(list); err == nil {
+		t.Error("the list is there before the end")
+	}
+	s.stop()
+	want, err := os.ReadFile(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := len(reg.Requests())
+	for _, more := range [][]string{
+		{"--recorded", list},
+		{"--record", list}, // and anew
+		{"--recorded", list, "--cache-dir", t.TempDir(), "--cache-size", "1MiB"},
+	} {
+		reg.Reset()
+		s := start(t, f.lazyArgs(ref, append(more, "--prefetch=recorded")...)...)
+		settle(t, reg)
+		if n := len(reg.Requests()); n == 0 || n > all {
+			t.Errorf("%v: %d requests to prefetch what took %d", more, n, all)
+		}
+		reg.Reset()
+		reads(s.uri)
+		if n := len(reg.Requests()); n != 0 {
+			t.Errorf("%v: %d requests for what was prefetched", more, n)
+		}
+		if code := s.stop(); code != 0 || s.stderr.String() != "" {
+			t.Errorf("%v: exit code %d, %s", more, code, s.stderr)
+		}
+		if got, err := os.ReadFile(list); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%v: the list is another one: %v", more, err)
+		}
+	}
+	// A list that is no good, or of another image, is no reason not to serve.
+	for _, text := range []string{"rubbish", "layerpipe-reads 1\nsha256:" + strings.Repeat("0", 64) + " 0 4096\n", strings.Replace(string(want), " 0 ", " 999999999999 ", 1)} {
+		if err := os.WriteFile(list, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := start(t, f.lazyArgs(ref, "--prefetch=recorded", "--recorded", list)...)
+		f.same(t, readAll(t, s.uri))
+		if code := s.stop(); code != 0 || strings.Contains(s.stderr.String(), "nothing is prefetched") != (text == "rubbish") {
+			t.Errorf("%.30q: exit code %d, %s", text, code, s.stderr)
+		}
+	}
+}
+
+// settle waits until a registry is asked for nothing any more.
+func settle(t *testing.T, reg *testregistry.Registry) {
+	t.Helper()
+	last, since := -1, time.Now()
+	for deadline := time.Now().Add(30 * time.Second); time.Since(since) < 300*time.Millisecond || last <= 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("no end of requests, or no beginning")
+		}
+		time.Sleep(10 * time.Millisecond)
+		n := len(reg.Requests())
+		for _, q := range reg.Requests() {
+			n += int(q.Bytes) // what is under way counts, too
+		}
+		if n != last {
+			last, since = n, time.Now()
+		}
+	}
+}
+
+// TestPrefetchAll fills the cache, slowly where that was asked for.
+func TestPrefetchAll(t *testing.T) {
+	f := newFixture(t)
+	reg, ref := serveLayout(t, f.im.Dir)
+	var blobs int64
+	for _, l := range f.im.Layers {
+		blobs += l.Size
+	}
+	for _, more := range [][]string{{"--cache-dir", t.TempDir()}, {"--cache-size", "64MiB"}} {
+		reg.Reset()
+		s := start(t, f.lazyArgs(ref, append(more, "--prefetch=all")...)...)
+		settle(t, reg)
+		if n := reg.TotalServed(); n < blobs*9/10 || n > blobs*11/10 {
+			t.Errorf("%v: %d bytes of %d", more, n, blobs)
+		}
+		reg.Reset()
+		f.same(t, readAll(t, s.uri))
+		if n := len(reg.Requests()); n != 0 {
+			t.Errorf("%v: %d requests after all", more, n)
+		}
+		s.stop()
+	}
+	reg.Reset()
+	s := start(t, f.lazyArgs(ref, "--prefetch=all", "--bandwidth", "1MB", "--cache-dir", t.TempDir())...)
+	began := time.Now()
+	time.Sleep(700 * time.Millisecond)
+	n, took := reg.TotalServed(), time.Since(began).Seconds()
+	// One span more may be under way.
+	if float64(n) > took*1e6+2e6 || n == 0 {
+		t.Errorf("%d bytes in %.1f s at 1 MB/s", n, took)
+	}
+	if code := s.stop(); code != 0 {
+		t.Errorf("stopped in the middle: exit code %d, %s", code, s.stderr)
+	}
+}
+
+// TestMetrics: what Prometheus gets says what was read, and nonsense is
+// refused.
+func TestMetrics(t *testing.T) {
+	f := newFixture(t)
+	reg, ref := serveLayout(t, f.im.Dir)
+	s := start(t, f.lazyArgs(ref, "--metrics", "127.0.0.1:0", "--cache-dir", t.TempDir())...)
+	m := regexp.MustCompile(`metrics at http://(\S+)/metrics`).FindStringSubmatch(s.stderr.String())
+	if m == nil {
+		t.Fatalf("stderr: %s", s.stderr)
+	}
+	f.same(t, readAll(t, s.uri))
+	resp, err := http.Get("http://" + m[1] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
+		t.Errorf("%v, %s, %v", err, resp.Status, resp.Header)
+	}
+	values := map[string]string{}
+	line := regexp.MustCompile(`^(# (HELP|TYPE) layerpipe_\w+ .+|(layerpipe_\w+(?:\{\w+="[^"]+"\})?) ([0-9.e+-]+))$`)
+	for _, l := range strings.Split(strings.TrimSuffix(string(b), "\n"), "\n") {
+		x := line.FindStringSubmatch(l)
+		if x == nil {
+			t.Errorf("no line of the format: %q", l)
+		} else if x[3] != "" {
+			values[x[3]] = x[4]
+		}
+	}
+	for name, want := range map[string]string{
+		"layerpipe_connections":                     "1",
+		"layerpipe_read_errors_total":               "0",
+		"layerpipe_retries_total":                   "0",
+		`layerpipe_read_seconds_bucket{le="+Inf"}`:  values["layerpipe_reads_total"],
+		"layerpipe_read_seconds_count":              values["layerpipe_reads_total"],
+		`layerpipe_fetched_bytes_total{for="idle"}`: "0",
+		"layerpipe_store_misses_total":              "0",
+		"layerpipe_store_failed_total":              "0",
+	} {
+		if values[name] != want || want == "" {
+			t.Errorf("%s is %q, want %q", name, values[name], want)
+		}
+	}
+	if n := len(reg.Requests()); n == 0 || values["layerpipe_store_written_bytes_total"] == "0" {
+		t.Errorf("%d requests, %s bytes written", n, values["layerpipe_store_written_bytes_total"])
+	}
+	for request, status := range map[string]string{
+		"GET /other HTTP/1.1\r\nHost: x\r\n\r\n":       "404",
+		"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n":    "405",
+		"GET /metrics\r\n\r\n":                         "400",
+		"\r\n":                                         "400",
+		"GET /metrics?x=y HTTP/1.0\r\n\r\n":            "200",
+		"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n":    "200",
+		"GET /" + strings.Repeat("x", 20_000) + "\r\n": "",
+	} {
+		c, err := net.Dial("tcp", m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte(request))
+		b, _ := io.ReadAll(c)
+		c.Close()
+		if status == "" && len(b) > 0 || status != "" && !strings.HasPrefix(string(b), "HTTP/1.1 "+status+" ") {
+			t.Errorf("%.50q: %.50q", request, b)
+		}
+		if strings.HasPrefix(request, "HEAD") && !strings.HasSuffix(string(b), "\r\n\r\n") {
+			t.Error("HEAD has a body")
+		}
+	}
+	if code := s.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestCacheUsage(t *testing.T) {
+	f := newFixture(t)
+	whole := makeImage(t, f.im, build.Options{})
+	for _, args := range [][]string{
+		{whole, "--record", "list"},
+		{whole, "--prefetch", "all"},
+		{"--index", f.index, "--blob", f.im.Ref(), "--prefetch", "some"},
+		{"--index", f.index, "--blob", f.im.Ref(), "--prefetch", "recorded"},
+		{"--index", f.index, "--blob", f.im.Ref(), "--recorded", "list"},
+		{"--index", f.index, "--blob", f.im.Ref(), "--bandwidth", "1MB"},
+	} {
+		if code, _, stderr := invoke(t, args...); code != cli.ExitUsage {
+			t.Errorf("%v: exit code %d, %s", args, code, stderr)
+		}
+	}
+	list := filepath.Join(t.TempDir(), "list")
+	if code, _, stderr := invoke(t, "--index", f.index, "--blob", f.im.Ref(), "--prefetch=recorded", "--recorded", list); code == 0 || !strings.Contains(stderr, list) {
+		t.Errorf("a list that is not there: exit code %d, %s", code, stderr)
+	}
+	// A server that does not get to serve leaves the list as it is.
+	if err := os.WriteFile(list, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, _ := invoke(t, "--index", f.index, "--blob", f.im.Blob(0), "--record", list); code != cli.ExitUsage {
+		t.Errorf("exit code %d", code)
+	}
+	if b, err := os.ReadFile(list); err != nil || string(b) != "old" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
