@@ -18,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/internal/testimage"
 )
 
 func TestMain(m *testing.M) {
@@ -232,6 +233,27 @@ func TestMemory(t *testing.T) {
 	t.Logf("%d MiB of data: %d KiB of memory", 2*members, kib)
 	if kib > limit {
 		t.Errorf("took %d KiB of memory, more than %d", kib, limit)
+	}
+}
+
+// A seek section is at most a tenth of a zinfo, of a layer as there are many.
+func TestSize(t *testing.T) {
+	im := testimage.NewLayers(t, testimage.Layer{Write: func(b *testimage.Builder) {
+		testimage.Toolchain(b, []string{"src/cmd", "bin/gofmt"})
+	}})
+	run := func(args ...string) float64 {
+		var stdout, stderr bytes.Buffer
+		env := &cli.Env{Name: "gzindex", Args: append(args, im.Blob(0)), Stdout: &stdout, Stderr: &stderr}
+		if code := cli.Run(t.Context(), env, run); code != 0 {
+			t.Fatalf("%v: exit code %d: %s", args, code, stderr.Bytes())
+		}
+		return float64(stdout.Len())
+	}
+	zinfo, seek := run(), run("--seek")
+	gb := float64(im.Layers[0].Size) / 1e9
+	t.Logf("zinfo %.2f MB for each GB of gzip, seek %.2f, %.3f of it", zinfo/1e6/gb, seek/1e6/gb, seek/zinfo)
+	if seek > zinfo/10 {
+		t.Errorf("a seek section of %.0f bytes, a zinfo of %.0f", seek, zinfo)
 	}
 }
 

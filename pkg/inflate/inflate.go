@@ -261,6 +261,23 @@ func (z *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// ReadFull fills p, or says why it cannot. Unlike Read it decodes nothing ahead,
+// so that input which ends where p does is no error.
+func (z *Reader) ReadFull(p []byte) (n int, err error) {
+	for n < len(p) {
+		if z.rp == z.op {
+			if z.err != nil {
+				return n, z.err
+			}
+			z.decode(len(p) - n)
+		}
+		k := copy(p[n:], z.out[z.rp:z.op])
+		z.rp += k
+		n += k
+	}
+	return n, nil
+}
+
 // Discard skips n bytes of output without copying them. If there are fewer it
 // returns how many there were, and why.
 func (z *Reader) Discard(n int64) (int64, error) {

@@ -303,6 +303,39 @@ func TestBadGzip(t *testing.T) {
 }
 
 // A file that ends anywhere but at its end is an error there.
+// ReadFull gives what there is, in any pieces, and needs no input beyond it.
+func TestReadFull(t *testing.T) {
+	data := mixed(700_000, 5)
+	in := gzipped(t, data[:300_000], nil, data[300_000:])
+	var points []Boundary
+	z := NewReader(bytes.NewReader(in))
+	z.OnBoundary(func(b Boundary) { points = append(points, b) })
+	for got := 0; got < len(data); {
+		p := make([]byte, min(1+got*7919%90_000, len(data)-got))
+		if n, err := z.ReadFull(p); n != len(p) || err != nil || !bytes.Equal(p, data[got:got+n]) {
+			t.Fatalf("at %d: %d, %v", got, n, err)
+		}
+		got += len(p)
+	}
+	if n, err := z.ReadFull(make([]byte, 10)); n != 0 || err != io.EOF {
+		t.Errorf("at the end: %d, %v", n, err)
+	}
+	for i, b := range points {
+		if b.Out == 0 || i > 0 && b.Out == points[i-1].Out {
+			continue
+		}
+		z.Reset(bytes.NewReader(in[:b.In]))
+		p := make([]byte, b.Out)
+		if n, err := z.ReadFull(p); err != nil || !bytes.Equal(p, data[:n]) {
+			t.Errorf("input up to %+v: %d, %v", b, n, err)
+		}
+		z.Reset(bytes.NewReader(in[:b.In]))
+		if n, err := z.ReadFull(make([]byte, b.Out+5)); n != int(b.Out) || !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("input up to %+v, and 5 bytes more: %d, %v", b, n, err)
+		}
+	}
+}
+
 func TestTruncated(t *testing.T) {
 	in := gzipped(t, text(3000, 4), noise(100, 5), mixed(2000, 6))
 	var ends []int

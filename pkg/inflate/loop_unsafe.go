@@ -23,7 +23,10 @@ import "unsafe"
 //
 // Bits: after a refill there are 56 or more. Two literals from the root table
 // (11 each) and a length (15 and 5 extra) take at most 42. A distance takes at
-// most 15 and 13 extra.
+// most 15 and 13 extra, or 8 and 13 if its code needs no subtable: so where
+// there are 31 it is decoded without a refill, and the next entry looked up with
+// what is left, 10 bits and one more, since a refill makes b whole, 64 bits, and
+// counts no more than 63.
 //
 // Bounds, which the compiler cannot see and so pointers are used:
 //

@@ -17,8 +17,8 @@ const maxIdle = 8
 // A ReaderAt reads the decompressed data of a gzip file at any offset. It keeps
 // no data, only idle decoders: a read that begins where an earlier one in the
 // same span ended, or behind, goes on from there, so that reading in sequence
-// inflates nothing twice. Once there are as many decoders as callers, it
-// allocates nothing. It is safe for concurrent use.
+// inflates nothing twice. Once it has maxIdle decoders, and as many as
+// there are callers at once, it allocates nothing. It is safe for concurrent use.
 type ReaderAt struct {
 	x    *Index
 	blob io.ReaderAt

@@ -109,6 +109,54 @@ func TestReaderAtEconomy(t *testing.T) {
 	}
 }
 
+// An index whose owner keeps the windows otherwise does all but to be written.
+func TestUnpack(t *testing.T) {
+	data := sample(1_500_000, 12)
+	in := split(t, data, 700_000)
+	whole := build(t, in, Options{SpanSize: 200_000})
+	x := *whole
+	x.Points = nil
+	for _, p := range whole.Points {
+		p.Window = nil
+		x.Points = append(x.Points, p)
+	}
+	x.Unpack = func(i int, window []byte) {
+		clear(window[copy(window, whole.Points[i].Window):])
+	}
+	if n, err := x.Verify(t.Context(), bytes.NewReader(in), 2, nil); err != nil || n != int64(len(data)) {
+		t.Errorf("Verify: %d, %v", n, err)
+	}
+	r := NewReaderAt(bytes.NewReader(in), &x)
+	p := make([]byte, 3000)
+	rnd := rand.New(rand.NewPCG(1, 1))
+	read := func() {
+		off := rnd.Int64N(int64(len(data) - len(p)))
+		if _, err := r.ReadAt(p, off); err != nil || !bytes.Equal(p, data[off:off+int64(len(p))]) {
+			t.Fatalf("at %d: %v", off, err)
+		}
+	}
+	for range 2 * maxIdle {
+		read()
+	}
+	if n := testing.AllocsPerRun(50, read); n > 0 {
+		t.Errorf("ReadAt: %v allocations", n)
+	}
+	for i := range x.Points {
+		from, to, begin, end := x.Range(i)
+		dst := make([]byte, end-begin)
+		if err := x.DecodeSpan(i, in[from:to], dst); err != nil || !bytes.Equal(dst, data[begin:end]) {
+			t.Errorf("span %d: %v", i, err)
+		}
+	}
+	if _, err := x.WriteTo(io.Discard); !errors.Is(err, fault.ErrUsage) {
+		t.Errorf("WriteTo: %v", err)
+	}
+	whole.Points[2].Window[WindowSize-1] ^= 0xff
+	if _, err := x.Verify(t.Context(), bytes.NewReader(in), 1, nil); !errors.Is(err, fault.ErrCorrupt) {
+		t.Errorf("a bad window: %v", err)
+	}
+}
+
 func TestReaderAtErrors(t *testing.T) {
 	data := sample(1_000_000, 9)
 	in := member(t, data, "", 0)

@@ -56,16 +56,10 @@ func (d *spanDecoder) decode(x *Index, i int, comp, dst []byte) error {
 	p := &x.Points[i]
 	d.in.b = comp
 	d.z.Resume(&d.in, p.boundary(), x.window(i, &d.window))
-	// Not io.ReadFull: an interface would make dst escape.
-	for n := 0; n < len(dst); {
-		k, err := d.z.Read(dst[n:])
-		n += k
-		if err != nil {
-			if err == io.EOF {
-				return shortSpan(i, n, len(dst))
-			}
-			return spanError(i, err)
-		}
+	if n, err := d.z.ReadFull(dst); err == io.EOF {
+		return shortSpan(i, n, len(dst))
+	} else if err != nil {
+		return spanError(i, err)
 	}
 	// The last span is not always the only one that reaches the end: a point
 	// may be where there is no output behind it.
