@@ -3,7 +3,7 @@
 // makes the image out of this machine's Go toolchain, and runs the real
 // commands:
 //
-//	make bench-lazy
+//	make bench BENCH=lazy
 //
 // Each line is a server that has just started, with empty caches. GETs and
 // bytes are the registry's own count. Where there is a bound in a line, the

@@ -448,3 +448,13 @@ func TestCacheUsage(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 }
+
+// eventually waits for something to become true.
+func eventually(t *testing.T, is func() bool, state func() string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it does not happen: %s", state())
+		}
+	}
+}

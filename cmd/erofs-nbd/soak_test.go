@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,8 +18,18 @@ import (
 // get the right bytes or EIO; when it behaves again, so does all.
 func TestSoak(t *testing.T) {
 	f := newFixture(t)
+	for name, args := range map[string][]string{
+		"memory":   nil,
+		"disk":     {"--cache-dir", t.TempDir(), "--cache-dir-size", "3MiB"},
+		"prefetch": {"--cache-dir", t.TempDir(), "--prefetch", "all", "--cache-dir-size", "3MiB"},
+	} {
+		t.Run(name, func(t *testing.T) { soak(t, f, args...) })
+	}
+}
+
+func soak(t *testing.T, f *fixture, args ...string) {
 	reg, ref := serveLayout(t, f.im.Dir)
-	s := start(t, "--index", f.index, "--blob", ref, "--plain-http", "--cache-size", "2MiB")
+	s := start(t, f.lazyArgs(ref, append(args, "--cache-size", "2MiB")...)...)
 
 	// Each request for a blob counts, and each kind of fault has its turns.
 	var count atomic.Int64
@@ -74,17 +85,13 @@ func TestSoak(t *testing.T) {
 }
 
 // TestNoRanges: a registry that cannot serve parts is an error that says so,
-// not a download for each read.
+// when it starts, not a download for each read.
 func TestNoRanges(t *testing.T) {
 	f := newFixture(t)
 	reg, ref := serveLayout(t, f.im.Dir)
 	reg.NoRanges()
-	s := start(t, "--index", f.index, "--blob", ref, "--plain-http")
-	c := dial(t, s.uri)
-	if _, err := c.ReadAt(make([]byte, 512), f.starts[1]); !errors.Is(err, nbdclient.EIO) {
-		t.Errorf("%v, want EIO", err)
-	}
-	if got := s.stderr.String(); !bytes.Contains([]byte(got), []byte("does not support ranges")) {
-		t.Errorf("stderr: %s", got)
+	code, out, errs := invoke(t, "--index", f.index, "--blob", ref, "--plain-http")
+	if code != 1 || out != "" || !strings.Contains(errs, "does not support ranges") {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, out, errs)
 	}
 }
