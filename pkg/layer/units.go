@@ -110,7 +110,7 @@ func (u *gzipUnits) decode(i int, dst, comp []byte) error {
 	}()
 	f.in.Reset(comp)
 	u.resume(f, i, &f.in)
-	if n, err := io.ReadFull(&f.z, dst); err != nil {
+	if n, err := f.z.ReadFull(dst); err != nil {
 		return shortOf(err, int64(n), int64(len(dst)))
 	}
 	if i < len(u.l.Spans)-1 || !u.exact {
