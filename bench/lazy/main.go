@@ -5,8 +5,9 @@
 //
 //	make bench BENCH=lazy
 //
-// Each line is a server that has just started, with empty caches. GETs and
-// bytes are the registry's own count. Where there is a bound in a line, the
+// Each line is a server that has just started, with empty caches; time and
+// requests count from when it is ready, but for the first byte, where they
+// count from its start. GETs and bytes are the registry's own count. Where there is a bound in a line, the
 // exit code says whether it was kept.
 package main
 

@@ -115,6 +115,12 @@ func (s *server) read(files []file) error {
 	return nil
 }
 
+// ready forgets what it took to start: the line of the first byte has that.
+func (b *bench) ready(s *server) {
+	b.reg.Reset()
+	s.began = time.Now()
+}
+
 // result is what was read so far.
 func (s *server) result(what string) result {
 	return result{what: what, took: time.Since(s.began), read: s.seen.bytes, spans: len(s.seen.units), stored: s.seen.sum()}
@@ -122,9 +128,16 @@ func (s *server) result(what string) result {
 
 // once is a line of the table: a server that is read from once.
 func (b *bench) once(ctx context.Context, what string, read func(*server) error, note func(result, counts) string, args ...string) error {
+	return b.line(ctx, what, false, read, note, args...)
+}
+
+func (b *bench) line(ctx context.Context, what string, fromStart bool, read func(*server) error, note func(result, counts) string, args ...string) error {
 	s, err := b.serve(ctx, args...)
 	if err != nil {
 		return err
+	}
+	if !fromStart {
+		b.ready(s)
 	}
 	err = read(s)
 	r, c := s.result(what), b.count()
@@ -142,7 +155,7 @@ func (b *bench) once(ctx context.Context, what string, read func(*server) error,
 }
 
 func (b *bench) firstByte(ctx context.Context) error {
-	return b.once(ctx, "first byte of a file", func(s *server) error {
+	return b.line(ctx, "first byte of a file, from start", true, func(s *server) error {
 		f, c, err := s.open()
 		if err != nil {
 			return err
@@ -219,8 +232,7 @@ func (b *bench) recorded(ctx context.Context) error {
 		if err := b.settle(ctx); err != nil {
 			return err
 		}
-		b.reg.Reset()
-		s.began = time.Now()
+		b.ready(s)
 		return s.read(files)
 	}, func(_ result, c counts) string { return b.bound("GETs", float64(c.gets), 0) }, "--prefetch", "recorded", "--recorded", record)
 }

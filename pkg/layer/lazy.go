@@ -46,7 +46,7 @@ type LazyOptions struct {
 	// network. nil: one of its own.
 	Gate *Gate
 	// ReadAhead bounds how many bytes of the layer are fetched before they are
-	// asked for, for each sequence of reads. 0 is 32 MiB, or an eighth of what
+	// asked for, for each sequence of reads. 0 is 32 MiB, or a quarter of what
 	// the cache can hold if that is less; half of that is the most; below 0 there is no reading ahead.
 	ReadAhead int64
 	// OnUse, if not nil, hears of each span that is read for the first time,
@@ -188,7 +188,7 @@ func newLazy(blob ReaderAtContext, size int64, u units, key [32]byte, c *spancac
 	case o.ReadAhead < 0:
 		l.window = 0
 	case o.ReadAhead == 0:
-		l.window = min(maxWindow, c.Max()/8)
+		l.window = min(maxWindow, c.Max()/4)
 	}
 	if o.OnUse != nil {
 		l.used = make([]atomic.Uint64, u.count()/64+1)
