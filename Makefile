@@ -7,7 +7,7 @@ FETCH_FLAGS ?=
 
 export CGO_ENABLED = 0
 
-.PHONY: all build test race demo lint cross bench fuzz peers clean help
+.PHONY: all build test test-vm race demo lint cross bench fuzz peers clean help
 .DEFAULT_GOAL := all
 
 all: build ## build everything
@@ -21,6 +21,10 @@ test: ## all tests; what the machine lacks is skipped and named, or fails with I
 # Where goroutines share something; the decoders and writers, which do not, are
 # slow under the detector.
 CONCURRENT = $(addprefix ./pkg/,blockmap disk layer nbd ociarchive registry source spancache zinfo) ./cmd/erofs-nbd ./cmd/oci-fetch ./internal/testregistry
+
+test-vm: ## the kernel's NBD driver, in a virtual machine with Debian's kernel
+	scripts/vm-kernel
+	INTEROP=1 LAYERPIPE_TEST_VM=1 $(GO) test -count=1 -timeout 20m -v ./internal/vm
 
 race: ## the tests of concurrent code under the race detector (wants a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(CONCURRENT)

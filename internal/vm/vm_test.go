@@ -21,6 +21,9 @@ import (
 // in the order of their dependencies.
 func guest(t *testing.T) *vm.Guest {
 	t.Helper()
+	if os.Getenv("LAYERPIPE_TEST_VM") == "" {
+		t.Skip("takes minutes without KVM: make test-vm")
+	}
 	interop.Tool(t, "qemu-system-x86_64")
 	dir := filepath.Join(interop.RepoRoot(t), ".peers", "vm")
 	g := &vm.Guest{Kernel: filepath.Join(dir, "vmlinuz"), Busybox: interop.Tool(t, "busybox")}
@@ -74,6 +77,7 @@ func TestKernel(t *testing.T) {
 		put("/usr/local/bin/"+name, filepath.Join(interop.RepoRoot(t), "scripts", name))
 	}
 	put("/sbin/mount.layerpipe", filepath.Join(interop.RepoRoot(t), "scripts", "mount.layerpipe"))
+	put("/nbddev.test", goBuild(t, filepath.Join(dir, "nbddev.test"), "test", "-c", "./pkg/nbddev"))
 	put("/guest.test", goBuild(t, filepath.Join(dir, "guest.test"), "test", "-c", "./internal/vm/guest"))
 	im := testimage.New(t, testimage.Small)
 	put("/data/layout/golang", im.Dir)
@@ -89,7 +93,9 @@ func TestKernel(t *testing.T) {
 	nat := testimage.NewLayers(t, testimage.Layer{File: filepath.Join(dir, "whole"), MediaType: "application/vnd.erofs.layer.v1"})
 	put("/data/layout/native", nat.Dir)
 
-	g.Script = "export LAYERPIPE_VM=1 " + "CRASHES=" + os.Getenv("CRASHES") + "\ncd /tmp && /guest.test -test.v -test.timeout=15m " + os.Getenv("GUESTFLAGS")
+	// For one who looks for something: CRASHES=1000 GUESTFLAGS=-test.run=TestCrash
+	g.Script = "export LAYERPIPE_VM=1 CRASHES='" + os.Getenv("CRASHES") + "'\ncd /tmp; set -- -test.v -test.timeout=15m " + os.Getenv("GUESTFLAGS") + `
+/nbddev.test "$@" -test.skip=TestNoDriver && /guest.test "$@"`
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
