@@ -142,6 +142,11 @@ func (f *flags) serveKernel(ctx context.Context, env *cli.Env, log *log, s *nbd.
 		return fmt.Errorf("%s: %w", f.name(), err)
 	}
 	s.Exports[0].Device = d
+	// From here on a signal must not end us before the device is detached.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	env.OwnSignals()
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx)) // a signal is no reason to stop serving
 	defer abandon()
 	k := &kernelServer{f: f, env: env, log: log, srv: s, mount: f.Mount, ended: make(chan error, 1)}
@@ -158,7 +163,7 @@ func (f *flags) serveKernel(ctx context.Context, env *cli.Env, log *log, s *nbd.
 	if err := k.ready(); err != nil {
 		return errors.Join(err, k.dev.Disconnect(), <-k.ended, k.state.Remove())
 	}
-	return k.wait(ctx)
+	return k.wait(ctx, signals)
 }
 
 // attach attaches a new device and writes its state.
@@ -242,10 +247,7 @@ func (k *kernelServer) ready() error {
 
 // wait waits until the driver is done with the device: because it was unmounted
 // or detached by somebody, or because ctx is done and we did that.
-func (k *kernelServer) wait(ctx context.Context) error {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
+func (k *kernelServer) wait(ctx context.Context, signals <-chan os.Signal) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	done, stopping, count := ctx.Done(), false, 0
@@ -298,7 +300,10 @@ func (k *kernelServer) end(err error) error {
 		k.state.Close()
 		return fmt.Errorf("%s: the kernel's connection broke (erofs-nbd --reattach takes the device over): %w", k.dev.Path(), err)
 	}
-	return errors.Join(k.dev.Wait(), k.state.Remove())
+	if err = errors.Join(k.dev.Wait(), k.state.Remove()); err != nil {
+		k.log.printf("%v", err) // after a signal, nobody else says it
+	}
+	return err
 }
 
 // tellReady tells whoever started us.

@@ -104,13 +104,23 @@ func sockets() (net.Conn, int, error) {
 // transmission phase of the protocol, for simple replies; serve is called in a
 // goroutine of its own with it, serves it to its end and closes it. It is not
 // called if there is an error before there is a device.
-func Attach(c Config, serve func(net.Conn)) (_ *Device, err error) {
+func Attach(c Config, serve func(net.Conn)) (*Device, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
 	if err := Probe(); err != nil {
 		return nil, err
 	}
+	l, err := openLink()
+	if err == nil {
+		l.Close()
+	} else if !errors.Is(err, errNoFamily) {
+		return nil, explain(c.Index, err)
+	}
+	return attach(c, err == nil, serve)
+}
+
+func attach(c Config, netlink bool, serve func(net.Conn)) (_ *Device, err error) {
 	nc, fd, err := sockets()
 	if err != nil {
 		return nil, err
@@ -119,20 +129,14 @@ func Attach(c Config, serve func(net.Conn)) (_ *Device, err error) {
 	d := &Device{backend: c.Backend}
 	defer func() {
 		if err != nil {
-			nc.Close()
+			nc.Close() // also where somebody serves it
 		}
 	}()
-	l, err := openLink()
-	switch {
-	case errors.Is(err, errNoFamily):
-		if d.Index, d.dev, err = ioctlAttach(&c, fd); err != nil {
+	if netlink {
+		l, err := openLink()
+		if err != nil {
 			return nil, explain(c.Index, err)
 		}
-		go ioctlRun(d.dev)
-		go serve(nc)
-	case err != nil:
-		return nil, explain(c.Index, err)
-	default:
 		defer l.Close()
 		d.Netlink = true
 		if d.Index, err = l.connect(&c, fd); err != nil {
@@ -143,6 +147,12 @@ func Attach(c Config, serve func(net.Conn)) (_ *Device, err error) {
 			d.Disconnect()
 			return nil, err
 		}
+	} else {
+		if d.Index, d.dev, err = ioctlAttach(&c, fd); err != nil {
+			return nil, explain(c.Index, err)
+		}
+		go ioctlRun(d.dev)
+		go serve(nc)
 	}
 	if err := waitReady(d.Index, c.Size); err != nil {
 		d.Disconnect()

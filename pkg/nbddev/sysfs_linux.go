@@ -88,7 +88,8 @@ func InUse(index int) bool {
 	return false
 }
 
-// waitGone waits until a device has no server and waits for none.
+// waitGone waits until a device has no server and waits for none. While somebody
+// has it open the driver goes on to call it attached, which is not waited for.
 func waitGone(index int, most time.Duration) error {
 	for end := time.Now().Add(most); ; time.Sleep(5 * time.Millisecond) {
 		i, err := Stat(index)
@@ -97,6 +98,9 @@ func waitGone(index int, most time.Duration) error {
 		}
 		if err != nil || !i.Attached {
 			return err
+		}
+		if InUse(index) {
+			return nil
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("%s: still attached after %v", Path(index), most)

@@ -44,7 +44,8 @@ type Env struct {
 	Stdout io.Writer
 	Stderr io.Writer
 
-	serving atomic.Bool
+	serving    atomic.Bool
+	ownSignals atomic.Bool
 }
 
 // Serving says that from now on the command answers to the end of its context
@@ -52,6 +53,10 @@ type Env struct {
 // second after a signal, since what they wait for (a pipe that stays silent, a
 // FIFO that nobody opens) may never come.
 func (e *Env) Serving() { e.serving.Store(true) }
+
+// OwnSignals says that from now on the command takes care of every signal but
+// the first itself.
+func (e *Env) OwnSignals() { e.ownSignals.Store(true) }
 
 // signalError is the cause of a context that a signal cancelled.
 type signalError struct{ sig syscall.Signal }
@@ -107,8 +112,14 @@ func (e *Env) watch(sigs <-chan os.Signal, cancel context.CancelCauseFunc) {
 			continue
 		}
 		cancel(signalError{sig})
+		if e.ownSignals.Load() {
+			continue
+		}
 		if e.serving.Load() {
 			s = <-sigs
+			if e.ownSignals.Load() { // since then
+				continue
+			}
 		} else {
 			select {
 			case s = <-sigs:
