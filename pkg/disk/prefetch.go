@@ -39,7 +39,7 @@ const (
 // reads. What fits into memory waits there, the rest in the store. What is not
 // on this disk is left out. It returns when all is there.
 func (d *Disk) Warm(ctx context.Context, list []Range, memory int64) error {
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // one that fails does not end the others
 	g.SetLimit(warmers)
 	done := make([]bool, len(list))
 	for i := range list {

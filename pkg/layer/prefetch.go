@@ -31,8 +31,13 @@ func (l *Lazy) Ahead(ctx context.Context, off, n int64, memory bool) error {
 }
 
 // Fill brings the whole layer into the store in idle time. Without a store it
-// fills memory, as long as room, which it counts down in bytes, lasts.
+// fills memory, as long as room, which it counts down in bytes, lasts. What
+// fails is left out; the error is the first one.
 func (l *Lazy) Fill(ctx context.Context, room *int64) error {
+	var (
+		failed error
+		inRow  int
+	)
 	for i, count := 0, l.units.count(); i < count; {
 		_, _, out, _ := l.units.span(i)
 		n, end := l.batch(i, l.size)
@@ -47,18 +52,29 @@ func (l *Lazy) Fill(ctx context.Context, room *int64) error {
 		case n == 0: // it would have to be decoded to a file
 			n = 1
 		case *room < end-out:
-			return nil
+			return failed
 		default:
 			*room -= end - out
 			err = l.prefetch(ctx, idle, i, n)
 		}
 		if err != nil {
-			return err
+			if failed == nil {
+				failed = err
+			}
+			if inRow++; inRow == maxFailures || ctx.Err() != nil {
+				return failed
+			}
+		} else {
+			inRow = 0
 		}
 		i += n
 	}
-	return nil
+	return failed
 }
+
+// maxFailures is how many batches may fail one after another before Fill gives
+// up: a registry that is gone has been tried often enough.
+const maxFailures = 5
 
 // slice takes fewer units than n, so that they are about size bytes of the
 // blob: with little bandwidth much at once would be a burst and a long pause.

@@ -237,6 +237,28 @@ func TestFill(t *testing.T) {
 	}
 }
 
+// TestFillGoesOn: what is wrong in one place does not keep the rest from being
+// stored.
+func TestFillGoesOn(t *testing.T) {
+	raw := long()[:16<<20]
+	blob := &blobAt{b: bytes.Clone(raw)}
+	blob.b[5<<20] ^= 1
+	z := open(t, blob, seekOf(t, raw, 0), 64<<20, LazyOptions{Store: storeIn(t, t.TempDir())})
+	if err := z.Fill(t.Context(), new(int64)); !errors.Is(err, fault.ErrIntegrity) {
+		t.Error(err)
+	}
+	n := blob.bytes.Load()
+	for _, off := range []int64{0, 4 << 20, 6 << 20, 15 << 20} {
+		p := make([]byte, 100)
+		if _, err := z.ReadAtContext(t.Context(), p, off); err != nil || !bytes.Equal(p, raw[off:][:100]) {
+			t.Errorf("at %d: %v, or wrong bytes", off, err)
+		}
+	}
+	if blob.bytes.Load() != n {
+		t.Errorf("%d bytes are fetched again", blob.bytes.Load()-n)
+	}
+}
+
 // TestAhead: a list's spans wait in memory, or in the store.
 func TestAhead(t *testing.T) {
 	for _, c := range lazyCases(t) {
