@@ -135,7 +135,7 @@ func TestStore(t *testing.T) {
 					if err := os.WriteFile(file, damage(bytes.Clone(b)), 0o600); err != nil {
 						t.Fatal(err)
 					}
-					if n, _ := run(); n == 0 || n > int64(len(b))+10 {
+					if n, _ := run(); n == 0 || n > int64(len(b))+100 {
 						t.Errorf("damage %d: fetched %d bytes for a file of %d", i, n, len(b))
 					}
 					if again, err := os.ReadFile(file); err != nil || !bytes.Equal(again, b) {
