@@ -4,7 +4,7 @@
 // A device is configured over generic netlink
 // (include/uapi/linux/nbd-netlink.h): the driver gets one end of a socket pair,
 // the server keeps the other. When the server dies, reads wait; the next server
-// gives the driver a new socket, and they go on. Where netlink cannot be had (a
-// kernel before 4.12, another network namespace), ioctls attach a device just as
-// well, but no server can take it over.
+// gives the driver a new socket, and they go on. Where the driver has no netlink
+// (before Linux 4.12), ioctls attach a device just as well, but no server can
+// take it over.
 package nbddev

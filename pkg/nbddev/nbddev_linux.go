@@ -72,7 +72,7 @@ func Probe() error {
 		if l, err := openLink(); err == nil {
 			return l.Close()
 		}
-		// A network namespace hides the family, not the devices.
+		// Netlink may be out of reach where the devices are not.
 		if _, err := os.Stat(sysfs(0, "")); err == nil {
 			return nil
 		}
