@@ -26,6 +26,7 @@ func saved(s *nbddev.State) (*flags, error) {
 	if err := json.Unmarshal(s.Server, f); err != nil {
 		return nil, fmt.Errorf("the state of %s: %w: %w", nbddev.Path(s.Index), err, fault.ErrCorrupt)
 	}
+	f.Mount, f.DeadTimeout = s.Mount, s.DeadTimeout
 	if err := f.check(); err != nil {
 		return nil, fmt.Errorf("the state of %s: %w", nbddev.Path(s.Index), err)
 	}
@@ -65,7 +66,7 @@ func (f *flags) inherit(state *nbddev.State) (*flags, error) {
 	if err != nil {
 		return nil, err
 	}
-	old.Daemon, old.StateDir, old.Stats, old.DeadTimeout = f.Daemon, f.StateDir, f.Stats, state.DeadTimeout
+	old.Daemon, old.StateDir, old.Stats = f.Daemon, f.StateDir, f.Stats
 	old.Verbose = f.Verbose
 	// A password is the one thing that was not kept.
 	old.PasswordStdin = f.PasswordStdin

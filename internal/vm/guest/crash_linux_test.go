@@ -95,7 +95,7 @@ func TestCrash(t *testing.T) {
 	dir := mountpoint(t)
 	var r *readers
 	t.Cleanup(func() { r.wg.Wait() }) // last: readers of a dead device end when it is detached
-	s := start(t, whole, "--mount", dir)
+	s := start(t, whole, "--mount", dir, "--mount-options", "nosuid")
 	t.Cleanup(func() { r.stop.Store(true) })
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -155,7 +155,7 @@ func TestCrash(t *testing.T) {
 func TestCrashLazy(t *testing.T) {
 	reg := newRegistry(t)
 	dir := mountpoint(t)
-	s := start(t, reg.lazy("--mount", dir, "--cache-size", "0")...)
+	s := start(t, reg.lazy("--mount", dir)...)
 	name, want := someFile(t, dir)
 	for range 5 {
 		dropCaches(t)
