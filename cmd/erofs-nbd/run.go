@@ -33,20 +33,26 @@ type flags struct {
 	RequireVerified bool     `help:"Refuse layers that cannot be verified as they are read."`
 	CacheSize       cli.Size `default:"256MiB" placeholder:"BYTES" help:"Memory for what was read of the layers (default ${default})."`
 	Tmpdir          string   `placeholder:"DIR" help:"For what is too large for memory (default: the system's)."`
-	Listen          string   `placeholder:"unix:PATH|tcp:HOST:PORT" help:"Where to listen (default: a socket in a new directory under $$XDG_RUNTIME_DIR or /run)."`
-	Run             string   `placeholder:"COMMAND" help:"Run a shell command with $$uri set, and serve as long as it runs; its exit code is ours."`
-	TLSCert         string   `name:"tls-cert" placeholder:"FILE" help:"Serve over TLS, with this certificate."`
-	TLSKey          string   `name:"tls-key" placeholder:"FILE" help:"Its key."`
-	TLSCA           string   `name:"tls-ca" placeholder:"FILE" help:"Only clients with a certificate of this authority."`
 	Verbose         bool     `short:"v" help:"Say which mirror is used, and when a layer that could not be verified has proved right as a whole."`
 	Stats           bool     `help:"At the end, say on stderr what was read. SIGUSR1 makes it say so at once."`
-	regflags.Flags
-	cacheFlags
-	attachFlags
-	Image string `arg:"" optional:"" help:"Local image to serve."`
+
+	listenFlags    `group:"Listening:"`
+	regflags.Flags `group:"Images and registries:"`
+	cacheFlags     `group:"Fetching ahead, and counting:"`
+	attachFlags    `group:"The kernel's NBD devices, and mounts:"`
+	Image          string `arg:"" optional:"" help:"Local image to serve."`
 
 	// Pinned is the layer that --layer meant when the device was attached.
 	Pinned *ocispec.Descriptor `kong:"-"`
+}
+
+// listenFlags are for the clients that connect to a socket.
+type listenFlags struct {
+	Listen  string `placeholder:"unix:PATH|tcp:HOST:PORT" help:"Where to listen (default: a socket in a new directory under $$XDG_RUNTIME_DIR or /run)."`
+	Run     string `placeholder:"COMMAND" help:"Run a shell command with $$uri set, and serve as long as it runs; its exit code is ours."`
+	TLSCert string `name:"tls-cert" placeholder:"FILE" help:"Serve over TLS, with this certificate."`
+	TLSKey  string `name:"tls-key" placeholder:"FILE" help:"Its key."`
+	TLSCA   string `name:"tls-ca" placeholder:"FILE" help:"Only clients with a certificate of this authority."`
 }
 
 func run(ctx context.Context, env *cli.Env) (err error) {

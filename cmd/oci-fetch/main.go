@@ -47,7 +47,7 @@ type flags struct {
 	Quiet   bool   `short:"q" help:"Print nothing but errors."`
 	Verbose bool   `short:"v" help:"Say what is done."`
 
-	regflags.Flags
+	regflags.Flags `group:"Images and registries:"`
 }
 
 func main() { cli.Main("oci-fetch", run) }

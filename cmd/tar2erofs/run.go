@@ -25,17 +25,34 @@ OUT appears only when all went well. With -i it holds no file data: that stays i
   oci-fetch golang:1.26 | tar2erofs golang.erofs && mount -o loop golang.erofs /mnt`
 
 type flags struct {
-	Index     bool     `short:"i" help:"Make an index: metadata here, file data stays in the layers."`
-	Format    string   `enum:"auto,image,layer" default:"auto" help:"What IN is: auto, image or layer."`
-	Digest    string   `placeholder:"DIGEST" help:"What a single layer must be (sha256:...)."`
-	Platform  string   `placeholder:"OS/ARCH" help:"Which image of an archive that has several."`
-	Whiteouts string   `enum:"merge,overlay,keep" default:"merge" help:"merge: apply them; overlay: turn them into overlayfs's form; keep: leave the files."`
-	BlockSize cli.Size `short:"b" placeholder:"BYTES" help:"Block size, 512 to 64KiB (default 4KiB; an index has 512)."`
-	SpanSize  cli.Size `placeholder:"BYTES" help:"Index: uncompressed bytes from one checkpoint to the next (default 4MiB)."`
-	Zinfo     string   `placeholder:"FILE" help:"Index of one gzip layer: write its checkpoints in SOCI's format, too."`
-	UUID      string   `short:"U" name:"uuid" placeholder:"UUID" help:"Volume's UUID (default: derived from the input)."`
-	Label     string   `short:"L" placeholder:"NAME" help:"Volume's name, up to 16 bytes."`
+	Index     bool   `short:"i" help:"Make an index: metadata here, file data stays in the layers."`
+	Format    string `enum:"auto,image,layer" default:"auto" help:"What IN is: auto, image or layer."`
+	Digest    string `placeholder:"DIGEST" help:"What a single layer must be (sha256:...)."`
+	Platform  string `placeholder:"OS/ARCH" help:"Which image of an archive that has several."`
+	Whiteouts string `enum:"merge,overlay,keep" default:"merge" help:"merge: apply them; overlay: turn them into overlayfs's form; keep: leave the files."`
+	Zinfo     string `placeholder:"FILE" help:"Index of one gzip layer: write its checkpoints in SOCI's format, too."`
+	Tmpdir    string `placeholder:"DIR" help:"For temporary files (default: OUT's directory)."`
+	Verbose   bool   `short:"v" help:"Say on stderr what was done."`
 
+	layoutFlags    `group:"Layout:"`
+	attributeFlags `group:"Files, their times and owners:"`
+
+	Out string   `arg:"" help:"Image to write; - is stdout."`
+	In  []string `arg:"" optional:"" help:"Image or layers to read."`
+}
+
+// layoutFlags are for what the image is like, whatever is in it.
+type layoutFlags struct {
+	BlockSize   cli.Size `short:"b" placeholder:"BYTES" help:"Block size, 512 to 64KiB (default 4KiB; an index has 512)."`
+	SpanSize    cli.Size `placeholder:"BYTES" help:"Index: uncompressed bytes from one checkpoint to the next (default 4MiB)."`
+	UUID        string   `short:"U" name:"uuid" placeholder:"UUID" help:"Volume's UUID (default: derived from the input)."`
+	Label       string   `short:"L" placeholder:"NAME" help:"Volume's name, up to 16 bytes."`
+	XattrPrefix []string `sep:"none" placeholder:"PREFIX" help:"Store this beginning of xattr names (user.mime.) once; needs Linux 6.4. May be repeated."`
+	NoInline    bool     `name:"no-inline" help:"Put no data beside inodes: every file's begins a block (-Enoinline_data)."`
+}
+
+// attributeFlags change what is in the image.
+type attributeFlags struct {
 	Time        *int64   `short:"T" placeholder:"SECONDS" help:"Time of the build, and of all files, since 1970 ($SOURCE_DATE_EPOCH goes before it)."`
 	AllTime     bool     `xor:"times" help:"-T is the time of all files, too (the default)."`
 	MkfsTime    bool     `xor:"times" help:"-T is the time of the build alone."`
@@ -46,13 +63,6 @@ type flags struct {
 	UIDOffset   int64    `name:"uid-offset" placeholder:"N" help:"Add N to all files' uids."`
 	GIDOffset   int64    `name:"gid-offset" placeholder:"N" help:"Add N to all files' gids."`
 	Exclude     []string `sep:"none" placeholder:"GLOB" help:"Leave out what matches, and all below: a name, or with a slash a path from the root; * and ? match no slash, ** does. May be repeated."`
-	XattrPrefix []string `sep:"none" placeholder:"PREFIX" help:"Store this beginning of xattr names (user.mime.) once; needs Linux 6.4. May be repeated."`
-	NoInline    bool     `name:"no-inline" help:"Put no data beside inodes: every file's begins a block (-Enoinline_data)."`
-
-	Tmpdir  string   `placeholder:"DIR" help:"For temporary files (default: OUT's directory)."`
-	Verbose bool     `short:"v" help:"Say on stderr what was done."`
-	Out     string   `arg:"" help:"Image to write; - is stdout."`
-	In      []string `arg:"" optional:"" help:"Image or layers to read."`
 }
 
 func run(ctx context.Context, env *cli.Env) error {
