@@ -53,7 +53,7 @@ func TestSizeAsMkfs(t *testing.T) {
 		{"large ids, links, symlinks", func(b *testimage.Builder) {
 			for k := range 1000 {
 				name := fmt.Sprint("f", k)
-				b.File(name, 0o644, text(k*9), testimage.Owner(100_000+k, 100_000))
+				b.File(name, 0o644, text(k*9), testimage.Owner(uint32(100_000+k), 100_000))
 				b.Link("l"+name, name)
 				b.Symlink("s"+name, text(k+1))
 				b.Dir(fmt.Sprintf("d%d/", k), 0o755)

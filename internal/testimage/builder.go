@@ -34,8 +34,8 @@ func (b *Builder) Close() error {
 type Change func(*tar.Header)
 
 // Owner sets an entry's numeric owner.
-func Owner(uid, gid int) Change {
-	return func(h *tar.Header) { h.Uid, h.Gid = uid, gid }
+func Owner(uid, gid uint32) Change {
+	return func(h *tar.Header) { h.Uid, h.Gid = int(uid), int(gid) }
 }
 
 // Mtime sets an entry's time of modification.
