@@ -50,10 +50,14 @@ func isFile(name string) bool {
 
 // A read that waits for a registry that does not answer has to fail before the
 // kernel's block layer loses its patience, which takes 30 seconds: four
-// timeouts and the pauses between them, 0.5, 1 and 2 seconds.
+// timeouts and the pauses between them, 0.5, 1 and 2 seconds. A registry that
+// answers, and asks for more patience, gets no more.
 const (
 	readIdle     = 6 * time.Second
 	readFailures = 4
+	// startPatience is how long a start waits for a registry that it can do
+	// without for now.
+	startPatience = 5 * time.Second
 )
 
 func (f *flags) openBlobs(env *cli.Env, log *log, caching *caching) (*blobs, error) {
@@ -73,7 +77,7 @@ func (f *flags) openBlobs(env *cli.Env, log *log, caching *caching) (*blobs, err
 	if err != nil {
 		return nil, err
 	}
-	o.IdleTimeout, o.Retries = readIdle, readFailures
+	o.IdleTimeout, o.Retries, o.LongestAsked = readIdle, readFailures, readIdle
 	o.Notify = func(line string) { log.printf("%s", line) }
 	if f.Verbose {
 		o.Verbose = o.Notify
@@ -131,7 +135,7 @@ func (f *flags) open(ctx context.Context, env *cli.Env, log *log, cache *spancac
 	case x == nil:
 		d, err = f.openNative(ctx, b, o)
 	case x.Section != nil:
-		d, err = f.openIndex(ctx, x, b, o)
+		d, err = f.openIndex(ctx, env, x, b, o)
 	default:
 		d, err = f.openForeign(ctx, x, b, o)
 	}
@@ -141,20 +145,51 @@ func (f *flags) open(ctx context.Context, env *cli.Env, log *log, cache *spancac
 	return &closing{d, b}, nil
 }
 
-func (f *flags) openIndex(ctx context.Context, x *disk.Index, b *blobs, o disk.Options) (*disk.Disk, error) {
+func (f *flags) openIndex(ctx context.Context, env *cli.Env, x *disk.Index, b *blobs, o disk.Options) (*disk.Disk, error) {
 	if f.Zinfo != "" || f.Seek != "" || f.Layer != "" {
 		return nil, cli.Usagef("%s has a seek section: --layer, --zinfo and --seek are for indexes without one", f.Index)
 	}
 	if b.source != nil {
-		if err := x.Probe(ctx, b.source); err != nil {
+		d, err := x.Join(ctx, disk.FromSource(b.source), o)
+		if err != nil {
 			return nil, err
 		}
-		return x.Join(ctx, disk.FromSource(b.source), o)
+		if err := checkSource(ctx, env, x, b.source, d); err != nil {
+			d.Close()
+			return nil, err
+		}
+		return d, nil
 	}
 	if got, want := len(b.files), len(x.Section.Layers); got != want {
 		return nil, cli.Usagef("%s has %d layers, but --blob names %d files", f.Index, want, got)
 	}
 	return x.Join(ctx, disk.FromFiles(b.files), o)
+}
+
+// checkSource asks for a layer, unless all layers are cached. Where something
+// is, a registry that cannot be reached is a warning: it may come back before
+// anything else is read. What it says itself counts in any case.
+func checkSource(ctx context.Context, env *cli.Env, x *disk.Index, s source.Source, d *disk.Disk) error {
+	have, all := d.Kept()
+	switch {
+	case have == 0:
+		return x.Probe(ctx, s)
+	case have == all:
+		return nil
+	}
+	short, cancel := context.WithTimeoutCause(ctx, startPatience, fmt.Errorf("no answer within %s", startPatience))
+	defer cancel()
+	err := x.Probe(short, s)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	for _, said := range []error{fault.ErrUnauthorized, fault.ErrNotFound, fault.ErrIntegrity, fault.ErrUnsupported, fault.ErrUsage} {
+		if errors.Is(err, said) {
+			return err
+		}
+	}
+	env.Errorf("warning: %v; only what is cached can be read for now, %d of %d spans", err, have, all)
+	return nil
 }
 
 func (f *flags) openForeign(ctx context.Context, x *disk.Index, b *blobs, o disk.Options) (*disk.Disk, error) {

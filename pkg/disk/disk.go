@@ -113,6 +113,15 @@ func (d *Disk) Verified() bool {
 // Layers is how many layers are read lazily.
 func (d *Disk) Layers() int { return len(d.layers) }
 
+// Kept counts the spans of all layers, and those that the store seems to have.
+func (d *Disk) Kept() (have, all int) {
+	for _, l := range d.layers {
+		h, a := l.Kept()
+		have, all = have+h, all+a
+	}
+	return have, all
+}
+
 // Stats sums up the layers' counters.
 func (d *Disk) Stats() layer.LazyStats {
 	var sum layer.LazyStats

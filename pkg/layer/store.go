@@ -3,6 +3,7 @@ package layer
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 
 	"github.com/layerpipe/layerpipe/pkg/seek"
 )
@@ -81,6 +82,19 @@ func (p *part) stored() int64 {
 
 // has reports whether the store seems to have a part.
 func (l *Lazy) has(p *part) bool { return l.opt.Store.Has(p.name, p.stored()) }
+
+// Kept counts the layer's spans, and those that the store seems to have.
+func (l *Lazy) Kept() (have, all int) {
+	all = l.units.count()
+	for i := range all {
+		parts := l.parts(i)
+		lacking := slices.ContainsFunc(parts, func(p part) bool { return !l.has(&p) })
+		if len(parts) > 0 && !lacking {
+			have++
+		}
+	}
+	return have, all
+}
 
 // load gets a part from the store, verified as far as that goes.
 func (l *Lazy) load(p *part) ([]byte, bool) {

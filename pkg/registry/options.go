@@ -38,6 +38,9 @@ type Options struct {
 	// RetryWait is the first wait after a failure; it doubles with each. 0: half
 	// a second.
 	RetryWait time.Duration
+	// LongestAsked caps what a registry may make us wait with Retry-After. 0: five
+	// minutes.
+	LongestAsked time.Duration
 	// Concurrency bounds the requests of random reads under way at once; 0: 8.
 	Concurrency int
 
@@ -63,6 +66,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.RetryWait <= 0 {
 		o.RetryWait = firstWait
+	}
+	if o.LongestAsked <= 0 {
+		o.LongestAsked = longestAsked
 	}
 	if o.Concurrency <= 0 {
 		o.Concurrency = 8

@@ -19,10 +19,9 @@ import (
 )
 
 const (
-	maxFailures = 6               // in a row, without a byte of progress between them
-	firstWait   = time.Second / 2 // doubles with each failure
-	longestWait = 30 * time.Second
-	// longestAsked caps what a registry may make us wait by Retry-After.
+	maxFailures  = 6               // in a row, without a byte of progress between them
+	firstWait    = time.Second / 2 // doubles with each failure
+	longestWait  = 30 * time.Second
 	longestAsked = 5 * time.Minute
 )
 
@@ -85,7 +84,7 @@ func (r *retrier) again(ctx context.Context, err error) error {
 	}
 	wait := backoff(r.c.o.RetryWait, r.fails)
 	if se, ok := errors.AsType[*statusError](err); ok && se.after > 0 {
-		wait = min(se.after, longestAsked)
+		wait = min(se.after, r.c.o.LongestAsked)
 	}
 	r.c.notify("%v; trying again in %s", err, wait.Round(100*time.Millisecond))
 	t := time.NewTimer(wait)
