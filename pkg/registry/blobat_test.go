@@ -92,6 +92,7 @@ func TestBlobAtFaults(t *testing.T) {
 		"cut":                     {fault: &testregistry.Fault{Match: blobs, Times: 3, Serve: testregistry.Cut(50)}},
 		"cut at once":             {fault: &testregistry.Fault{Match: blobs, Serve: testregistry.Cut(0)}, err: io.ErrUnexpectedEOF, say: "tried 4 times"},
 		"short range":             {fault: &testregistry.Fault{Match: blobs, Times: 1, Serve: edit("bytes=1000-1009")}},
+		"another offset once":     {fault: &testregistry.Fault{Match: blobs, Times: 1, Serve: edit("bytes=1001-1999")}},
 		"another offset":          {fault: &testregistry.Fault{Match: blobs, Serve: edit("bytes=1001-1999")}, err: fault.ErrIntegrity},
 		"too long":                {fault: &testregistry.Fault{Match: blobs, Serve: edit("bytes=1000-2000")}, err: fault.ErrIntegrity},
 		"no Content-Range":        {fault: &testregistry.Fault{Match: blobs, Serve: testregistry.Header(func(h http.Header) { h.Del("Content-Range") })}, err: fault.ErrIntegrity},

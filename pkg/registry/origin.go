@@ -96,6 +96,16 @@ func parseContentRange(s string) (r contentRange, ok bool) {
 	return r, true
 }
 
+// A rangeError is an answer to another range than was asked for. Something on
+// the way has mixed it up, and the next answer may be right.
+type rangeError struct{ error }
+
+func (e rangeError) Unwrap() error { return e.error }
+
+func rangeErrorf(format string, args ...any) error {
+	return rangeError{fmt.Errorf(format, args...)}
+}
+
 // checkRange tells whether a 206 is what was asked for: it starts at off, goes
 // no further than end, and agrees on the size of the blob.
 func checkRange(resp *http.Response, off, end, size int64, what string) (contentRange, error) {
@@ -103,13 +113,13 @@ func checkRange(resp *http.Response, off, end, size int64, what string) (content
 	r, ok := parseContentRange(h)
 	switch {
 	case !ok:
-		return r, fmt.Errorf("%s: range %d-%d answered with the range %q: %w", what, off, end-1, oneLine(h, 60), fault.ErrIntegrity)
+		return r, rangeErrorf("%s: range %d-%d answered with the range %q: %w", what, off, end-1, oneLine(h, 60), fault.ErrIntegrity)
 	case r.start != off || r.end > end:
-		return r, fmt.Errorf("%s: range %d-%d answered with %d-%d: %w", what, off, end-1, r.start, r.end-1, fault.ErrIntegrity)
+		return r, rangeErrorf("%s: range %d-%d answered with %d-%d: %w", what, off, end-1, r.start, r.end-1, fault.ErrIntegrity)
 	case size > 0 && r.total >= 0 && r.total != size:
 		return r, fmt.Errorf("%s: the registry has %d bytes, want %d: %w", what, r.total, size, fault.ErrIntegrity)
 	case resp.ContentLength >= 0 && resp.ContentLength != r.end-r.start:
-		return r, fmt.Errorf("%s: range %d-%d has a length of %d: %w", what, r.start, r.end-1, resp.ContentLength, fault.ErrIntegrity)
+		return r, rangeErrorf("%s: range %d-%d has a length of %d: %w", what, r.start, r.end-1, resp.ContentLength, fault.ErrIntegrity)
 	}
 	return r, nil
 }

@@ -117,6 +117,9 @@ func (c *client) retryable(err error) bool {
 		}
 		return false
 	}
+	if _, ok := errors.AsType[rangeError](err); ok {
+		return true
+	}
 	for _, kind := range []error{fault.ErrIntegrity, fault.ErrCorrupt, fault.ErrUnsupported, fault.ErrNotFound,
 		fault.ErrUnauthorized, fault.ErrUsage} {
 		if errors.Is(err, kind) {
