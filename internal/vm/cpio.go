@@ -84,8 +84,17 @@ func (c *cpioWriter) file(name, from string) {
 			return err
 		}
 		to := path.Join(name, filepath.ToSlash(rel))
-		if d.IsDir() {
+		switch {
+		case d.IsDir():
 			c.dir(to)
+			return c.err
+		case d.Type() == fs.ModeSymlink && p != from:
+			target, err := os.Readlink(p)
+			if err != nil {
+				return err
+			}
+			c.dir(path.Dir(to))
+			c.entry(to, typeLink|0o777, int64(len(target)), strings.NewReader(target))
 			return c.err
 		}
 		f, err := os.Open(p)

@@ -1,12 +1,23 @@
-// Package vm runs a program in a virtual machine of its own: Debian's kernel
-// with a busybox around it, booted by qemu. It is for what this machine's kernel
-// may not have, or what nobody wants to do to it: the kernel's NBD driver, and
-// servers killed under mounted filesystems.
+// Package vm runs a shell script in a virtual machine of its own: Debian's
+// kernel with a busybox around it, booted by qemu in a few seconds. It is for
+// what this machine's kernel may not have, or what nobody wants to do to it: the
+// kernel's NBD driver, and servers killed under mounted filesystems.
+//
+//	g, err := vm.New(repository)                          // what scripts/vm-kernel has fetched
+//	g.Put("/data/image", "golang.erofs")                  // a file, or a directory and all in it
+//	err = g.PutProgram("/usr/bin/tool", "/usr/bin/tool")  // with its shared libraries
+//	g.Script = "mount -t erofs -o loop /data/image /mnt && tool /mnt"
+//	g.Output = os.Stdout
+//	exit, err := g.Run(ctx)
+//
+// The guest has a loopback interface and no other, a root filesystem in memory,
+// and the modules nbd, erofs and loop. Its processor is KVM's where that works,
+// and emulated where it does not, some ten times slower: the script finds "kvm"
+// or "tcg" in $VM_ACCEL.
 package vm
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,32 +25,69 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync/atomic"
 )
+
+// Accelerator is the environment's variable that says what runs guests: "kvm",
+// "tcg" (emulation), or nothing, for KVM where it works.
+const Accelerator = "LAYERPIPE_VM_ACCEL"
 
 // A Guest is what to boot.
 type Guest struct {
 	Kernel  string   // vmlinuz
 	Modules []string // .ko files, in the order in which they are loaded
-	Busybox string   // static
-	// Files are the host's files and directories by the guest's names.
-	Files map[string]string
-	// Script is what the guest's shell runs; what it prints is the guest's
-	// output, its exit code is the guest's.
+	// Script is what the guest's shell (busybox) runs; what it prints, on
+	// stdout and stderr, is the guest's output; its exit code is the guest's.
 	Script string
-	// Output gets what the script prints, as it comes. May be nil.
+	// Output gets what the script prints, line by line. May be nil.
 	Output io.Writer
-	// Memory in MiB; 0: 1024.
+	// Memory in MiB, of which all that is put into the guest takes a part; 0:
+	// 1024.
 	Memory int
+
+	files map[string]string // the host's, by the guest's names
 }
 
-// exitMark begins the line by which the guest tells the script's exit code.
-const exitMark = "@@guest-exit "
+// Errors of a machine that lacks what a guest needs.
+var (
+	ErrNoKernel = errors.New("no kernel in .peers/vm (run scripts/vm-kernel)")
+	ErrNoTool   = errors.New("not installed")
+)
 
-// setup is the beginning of the guest's /init. The results have a serial line
-// of their own, so that no message of the kernel's lands in the middle of one.
+// modules are what guests load, in the order of their dependencies.
+var modules = []string{"libcrc32c", "netfs", "erofs", "loop", "nbd"}
+
+// New makes a guest with the kernel that scripts/vm-kernel has put into the
+// repository's .peers/vm.
+func New(repository string) (*Guest, error) {
+	if _, err := exec.LookPath(qemu); err != nil {
+		return nil, fmt.Errorf("%s: %w (Debian: qemu-system-x86)", qemu, ErrNoTool)
+	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, fmt.Errorf("busybox: %w (Debian: busybox-static)", ErrNoTool)
+	}
+	dir := filepath.Join(repository, ".peers", "vm")
+	g := &Guest{Kernel: filepath.Join(dir, "vmlinuz"), files: make(map[string]string)}
+	for _, m := range modules {
+		g.Modules = append(g.Modules, filepath.Join(dir, m+".ko"))
+	}
+	for _, name := range append([]string{g.Kernel}, g.Modules...) {
+		if _, err := os.Stat(name); err != nil {
+			return nil, ErrNoKernel
+		}
+	}
+	return g, g.PutProgram("/bin/busybox", busybox)
+}
+
+// Put puts a file of the host's, or a directory with all that is in it, into the
+// guest, under this absolute name.
+func (g *Guest) Put(name, from string) {
+	g.files[strings.TrimPrefix(name, "/")] = from
+}
+
+// setup is the beginning of the guest's /init. The script has a serial line of
+// its own, so that no message of the kernel's lands in the middle of a result.
 const setup = `#!/bin/busybox sh
 /bin/busybox mkdir -p /bin /sbin /usr/bin /usr/sbin /run /tmp /mnt
 /bin/busybox --install -s
@@ -50,126 +98,14 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs run /run
 mount -t tmpfs tmp /tmp
 ifconfig lo 127.0.0.1 up
+stty -F /dev/ttyS0 raw
 `
 
-// Run boots the guest and waits for its script. A guest that ends without
-// telling an exit code is an error, which shows the end of its console.
-func (g *Guest) Run(ctx context.Context) (exit int, err error) {
-	dir, err := os.MkdirTemp("", "vm-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	initrd, console := filepath.Join(dir, "initrd"), filepath.Join(dir, "console")
-	if err := g.writeInitrd(initrd); err != nil {
-		return 0, err
-	}
-	memory := g.Memory
-	if memory == 0 {
-		memory = 1024
-	}
-	args := []string{"-nodefaults", "-display", "none", "-no-reboot", "-smp", "2", "-m", strconv.Itoa(memory),
-		"-kernel", g.Kernel, "-initrd", initrd,
-		"-append", "console=ttyS1 panic=-1 loglevel=6 mitigations=off",
-		"-serial", "stdio", "-serial", "file:" + console, "-device", "virtio-rng-pci"}
-	if !kvmBroken.Load() && kvm() {
-		exit, err := run(ctx, g.Output, console, append(args, "-accel", "kvm", "-cpu", "host"))
-		if !errors.Is(err, errAccel) {
-			return exit, err
-		}
-		kvmBroken.Store(true)
-	}
-	// With other models half the boots panic.
-	return run(ctx, g.Output, console, append(args, "-accel", "tcg", "-cpu", "qemu64,-cx16"))
-}
-
-// kvmBroken says that a guest could not be run with KVM, as happens where this
-// machine is a guest itself.
-var kvmBroken atomic.Bool
-
-// errAccel is for a guest that ended for want of a working KVM.
-var errAccel = errors.New("KVM does not work")
-
-// An accelWatch is qemu's stderr; it ends qemu, which would wait for a debugger,
-// when KVM gives up.
-type accelWatch struct {
-	buf    bytes.Buffer // not embedded: its ReadFrom would pass Write by
-	cancel func()
-	failed bool
-}
-
-func (w *accelWatch) Write(p []byte) (int, error) {
-	w.buf.Write(p)
-	if b := w.buf.Bytes(); bytes.Contains(b, []byte("KVM")) || bytes.Contains(b, []byte("kvm")) || bytes.Contains(b, []byte("MSR")) {
-		w.failed = true
-		w.cancel()
-	}
-	return len(p), nil
-}
-
-// run runs qemu to its end. Nothing was printed if the error is errAccel.
-func run(ctx context.Context, output io.Writer, console string, args []string) (exit int, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	stderr := &accelWatch{cancel: cancel}
-	cmd.Stderr = stderr
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return 0, err
-	}
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	exit, told := copyOutput(output, stdout)
-	err = cmd.Wait()
-	switch {
-	case stderr.failed:
-		return 0, errAccel
-	case ctx.Err() != nil:
-		err = ctx.Err()
-	case err == nil && told:
-		return exit, nil
-	case err == nil:
-		err = errors.New("the guest ended early")
-	}
-	return 0, fmt.Errorf("%w: %s\n%s", err, stderr.buf.Bytes(), tail(console))
-}
-
-// copyOutput passes lines on until the end, all but the one with the exit code.
-func copyOutput(w io.Writer, r io.Reader) (exit int, told bool) {
-	if w == nil {
-		w = io.Discard
-	}
-	for lines := bufio.NewReader(r); ; {
-		line, err := lines.ReadString('\n')
-		line = strings.TrimRight(line, "\r\n")
-		if code, ok := strings.CutPrefix(line, exitMark); ok {
-			if n, err := strconv.Atoi(code); err == nil {
-				exit, told = n, true
-				continue
-			}
-		}
-		if line != "" || err == nil {
-			fmt.Fprintln(w, line)
-		}
-		if err != nil {
-			return exit, told
-		}
-	}
-}
-
-// tail is the end of a file.
-func tail(name string) []byte {
-	const most = 4 << 10
-	b, _ := os.ReadFile(name)
-	return b[max(0, len(b)-most):]
-}
-
+// writeInitrd writes the guest's root filesystem.
 func (g *Guest) writeInitrd(name string) error {
-	files := map[string]string{"bin/busybox": g.Busybox, "script": ""}
-	for name, from := range g.Files {
-		files[strings.TrimPrefix(name, "/")] = from
+	files := make(map[string]string)
+	for name, from := range g.files {
+		files[name] = from
 	}
 	var init strings.Builder
 	init.WriteString(setup)
@@ -183,7 +119,8 @@ func (g *Guest) writeInitrd(name string) error {
 		return err
 	}
 	files["script"] = script
-	fmt.Fprintf(&init, "stty -F /dev/ttyS0 raw\nsh /script </dev/null >/dev/ttyS0 2>&1\n")
+	fmt.Fprintf(&init, "echo %s >/dev/ttyS0\n", bootMark)
+	fmt.Fprintf(&init, "sh /script </dev/null >/dev/ttyS0 2>&1\n")
 	fmt.Fprintf(&init, "printf '\\n%s%%d\\n' $? >/dev/ttyS0\nsync\npoweroff -f\n", exitMark)
 
 	f, err := os.Create(name)
@@ -195,12 +132,23 @@ func (g *Guest) writeInitrd(name string) error {
 	return errors.Join(err, w.Flush(), f.Close())
 }
 
-// kvm reports whether there is something to accelerate guests with.
-func kvm() bool {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+// Run boots the guest and waits for its script. A guest that ends without
+// telling an exit code is an error, which shows the end of its console.
+func (g *Guest) Run(ctx context.Context) (exit int, err error) {
+	dir, err := os.MkdirTemp("", "vm-")
 	if err != nil {
-		return false
+		return 0, err
 	}
-	f.Close()
-	return true
+	defer os.RemoveAll(dir)
+	m := machine{kernel: g.Kernel, initrd: filepath.Join(dir, "initrd"), console: filepath.Join(dir, "console"), memory: g.Memory, output: g.Output}
+	if m.memory == 0 {
+		m.memory = 1024
+	}
+	if m.output == nil {
+		m.output = io.Discard
+	}
+	if err := g.writeInitrd(m.initrd); err != nil {
+		return 0, err
+	}
+	return m.run(ctx, os.Getenv(Accelerator))
 }

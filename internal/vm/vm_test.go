@@ -22,21 +22,17 @@ import (
 func guest(t *testing.T) *vm.Guest {
 	t.Helper()
 	if os.Getenv("LAYERPIPE_TEST_VM") == "" {
-		t.Skip("takes minutes without KVM: make test-vm")
+		t.Skip("boots virtual machines: make test-vm")
 	}
-	interop.Tool(t, "qemu-system-x86_64")
-	dir := filepath.Join(interop.RepoRoot(t), ".peers", "vm")
-	g := &vm.Guest{Kernel: filepath.Join(dir, "vmlinuz"), Busybox: interop.Tool(t, "busybox")}
-	if _, err := os.Stat(g.Kernel); err != nil {
-		interop.Missing(t, "no kernel in .peers/vm (run scripts/vm-kernel)")
-	}
-	for _, m := range []string{"libcrc32c", "netfs", "erofs", "loop", "nbd"} {
-		g.Modules = append(g.Modules, filepath.Join(dir, m+".ko"))
+	g, err := vm.New(interop.RepoRoot(t))
+	if err != nil {
+		interop.Missing(t, "%v", err)
 	}
 	return g
 }
 
-// TestBoot: what a script prints and how it ends comes back.
+// TestBoot: what is put into a guest is there, programs run with their
+// libraries, and what a script prints and how it ends comes back.
 func TestBoot(t *testing.T) {
 	g := guest(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -47,8 +43,12 @@ func TestBoot(t *testing.T) {
 	}
 	var out bytes.Buffer
 	g.Output = &out
-	g.Files = map[string]string{"/data/file": file}
-	g.Script = "cat /data/file; ls -d /dev/nbd0; grep -c erofs /proc/filesystems; uname -r; exit 7"
+	g.Put("/data/file", file)
+	// Linked with libraries, unlike all else there.
+	if err := g.PutProgram("/bin/bash", "/bin/bash"); err != nil {
+		t.Fatal(err)
+	}
+	g.Script = "bash -c 'echo $BASH $VM_ACCEL | grep -Ec \"^/bin/bash (kvm|tcg)$\"'; cat /data/file; ls -d /dev/nbd0; grep -c erofs /proc/filesystems; uname -r; exit 7"
 	exit, err := g.Run(ctx)
 	if err != nil || exit != 7 {
 		t.Fatalf("exit %d, %v\n%s", exit, err, out.Bytes())
@@ -57,7 +57,7 @@ func TestBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "of the host\n/dev/nbd0\n1\n" + string(release)
+	want := "1\nof the host\n/dev/nbd0\n1\n" + string(release)
 	if got := out.String(); strings.TrimSpace(got) != strings.TrimSpace(want) {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -68,19 +68,17 @@ func TestBoot(t *testing.T) {
 func TestKernel(t *testing.T) {
 	g := guest(t)
 	dir := t.TempDir()
-	put := func(name, from string) { g.Files[name] = from }
-	g.Files = make(map[string]string)
 	for _, name := range []string{"erofs-nbd", "tar2erofs", "oci-fetch"} {
-		put("/usr/local/bin/"+name, goBuild(t, filepath.Join(dir, name), "build", "./cmd/"+name))
+		g.Put("/usr/local/bin/"+name, goBuild(t, filepath.Join(dir, name), "build", "./cmd/"+name))
 	}
 	for _, name := range []string{"oci-mount", "oci-umount"} {
-		put("/usr/local/bin/"+name, filepath.Join(interop.RepoRoot(t), "scripts", name))
+		g.Put("/usr/local/bin/"+name, filepath.Join(interop.RepoRoot(t), "scripts", name))
 	}
-	put("/sbin/mount.layerpipe", filepath.Join(interop.RepoRoot(t), "scripts", "mount.layerpipe"))
-	put("/nbddev.test", goBuild(t, filepath.Join(dir, "nbddev.test"), "test", "-c", "./pkg/nbddev"))
-	put("/guest.test", goBuild(t, filepath.Join(dir, "guest.test"), "test", "-c", "./internal/vm/guest"))
+	g.Put("/sbin/mount.layerpipe", filepath.Join(interop.RepoRoot(t), "scripts", "mount.layerpipe"))
+	g.Put("/nbddev.test", goBuild(t, filepath.Join(dir, "nbddev.test"), "test", "-c", "./pkg/nbddev"))
+	g.Put("/guest.test", goBuild(t, filepath.Join(dir, "guest.test"), "test", "-c", "./internal/vm/guest"))
 	im := testimage.New(t, testimage.Small)
-	put("/data/layout/golang", im.Dir)
+	g.Put("/data/layout/golang", im.Dir)
 	for name, options := range map[string][]string{"whole": nil, "index": {"-i", "--span-size", "256KiB"}} {
 		file := filepath.Join(dir, name)
 		args := append([]string{filepath.Join(dir, "tar2erofs")}, append(options, file)...)
@@ -88,10 +86,10 @@ func TestKernel(t *testing.T) {
 			args = append(args, im.Blob(i))
 		}
 		interop.Run(t, args...)
-		put("/data/"+name+".erofs", file)
+		g.Put("/data/"+name+".erofs", file)
 	}
 	nat := testimage.NewLayers(t, testimage.Layer{File: filepath.Join(dir, "whole"), MediaType: "application/vnd.erofs.layer.v1"})
-	put("/data/layout/native", nat.Dir)
+	g.Put("/data/layout/native", nat.Dir)
 
 	// For one who looks for something: CRASHES=1000 GUESTFLAGS=-test.run=TestCrash
 	g.Script = "export LAYERPIPE_VM=1 CRASHES='" + os.Getenv("CRASHES") + "'\ncd /tmp; set -- -test.v -test.timeout=15m " + os.Getenv("GUESTFLAGS") + `
