@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 
@@ -30,8 +31,11 @@ type authorizer struct {
 
 	mu     sync.Mutex
 	header string
+	got    time.Time // when header was
 
-	looked  bool // cred and credErr are what the look-up gave; sem guards them
+	// Guarded by sem.
+	asked   []challenge // what the registry wanted last
+	looked  time.Time   // when cred and credErr were looked up; zero: never
 	cred    auth.Credential
 	credErr error
 }
@@ -45,6 +49,14 @@ func (a *authorizer) current() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.header
+}
+
+// stale says that the header used may have expired, though the registry does
+// not ask for another: some answer 403 then.
+func (a *authorizer) stale(used string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return used != "" && (used != a.header || time.Since(a.got) > a.c.o.CredentialLife)
 }
 
 // renew answers a 401 to a request that was sent with the header used. When
@@ -65,15 +77,18 @@ func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.header = header
+	a.header, a.got = header, time.Now()
 	return header, true, nil
 }
 
 // fetch makes a header from what the registry asks for. Bearer is preferred
 // where there is a choice: it keeps the password from the registry itself.
 func (a *authorizer) fetch(ctx context.Context, resp *http.Response) (string, error) {
+	if list := parseChallenges(resp.Header.Values("Www-Authenticate")); len(list) > 0 {
+		a.asked = list
+	}
 	var basic *challenge
-	for _, ch := range parseChallenges(resp.Header.Values("Www-Authenticate")) {
+	for _, ch := range a.asked {
 		switch ch.scheme {
 		case "bearer":
 			return a.bearer(ctx, ch.params)
@@ -94,16 +109,17 @@ func (a *authorizer) fetch(ctx context.Context, resp *http.Response) (string, er
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(cred.Username+":"+cred.Password)), nil
 }
 
-// credential looks the credential up when it is first needed. A look-up that
-// was given up, because the request that needed it was, counts for nothing: a
-// helper may be slow, and other requests live longer.
+// credential looks the credential up when it is first needed, and again when
+// what it gave may have changed. A look-up that was given up, because the
+// request that needed it was, counts for nothing: a helper may be slow, and
+// other requests live longer.
 func (a *authorizer) credential(ctx context.Context) (auth.Credential, error) {
-	if !a.looked {
+	if a.looked.IsZero() || time.Since(a.looked) > a.c.o.CredentialLife {
 		cred, err := a.c.o.credential(ctx, a.c.ref, a.c.notify)
 		if ctx.Err() != nil {
 			return auth.EmptyCredential, context.Cause(ctx)
 		}
-		a.looked, a.cred, a.credErr = true, cred, err
+		a.looked, a.cred, a.credErr = time.Now(), cred, err
 		a.c.secrets.add(cred.Password, cred.RefreshToken, cred.AccessToken,
 			url.QueryEscape(cred.Password), url.QueryEscape(cred.RefreshToken))
 		if cred.Password != "" {

@@ -136,7 +136,7 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 		switch {
 		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
 			return resp, nil
-		case resp.StatusCode == http.StatusUnauthorized && !fresh && sameOrigin(u, resp.Request.URL):
+		case c.refused(resp, used) && !fresh && sameOrigin(u, resp.Request.URL):
 			// Only the registry's own word counts: a 401 of a redirect's target
 			// is about its signature. What it refuses though it is fresh, it refuses.
 			discard(resp)
@@ -147,6 +147,11 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 			return nil, c.statusError(what, resp)
 		}
 	}
+}
+
+// refused says that another header may change an answer.
+func (c *client) refused(resp *http.Response, used string) bool {
+	return resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden && c.auth.stale(used)
 }
 
 // send sends one request with an Authorization header ("": none).

@@ -41,6 +41,10 @@ type Options struct {
 	// LongestAsked caps what a registry may make us wait with Retry-After. 0: five
 	// minutes.
 	LongestAsked time.Duration
+	// CredentialLife is how long a credential that was looked up is taken for
+	// what another look-up would give: helpers hand out ones that expire, and a
+	// client may live longer. 0: one minute.
+	CredentialLife time.Duration
 	// Concurrency bounds the requests of random reads under way at once; 0: 8.
 	Concurrency int
 
@@ -69,6 +73,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.LongestAsked <= 0 {
 		o.LongestAsked = longestAsked
+	}
+	if o.CredentialLife <= 0 {
+		o.CredentialLife = time.Minute
 	}
 	if o.Concurrency <= 0 {
 		o.Concurrency = 8
