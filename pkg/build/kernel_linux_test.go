@@ -211,6 +211,16 @@ func TestKernelSparse(t *testing.T) {
 	write("odd", 1<<20+77, 4096, 12345, 500_000)
 	write("many", 8<<20, 0, 1<<16, 1<<18, 1<<19, 3<<20, 5<<20, 7<<20)
 	write("huge", 1<<40, 292*1000, 292*65534)
+	// Behind attributes of every length modulo 8 chunk tables begin anywhere.
+	var behind []string
+	for n := range 8 {
+		name := fmt.Sprint("xattr", n)
+		write(name, 100_000, 4096, 70_000)
+		if err := unix.Setxattr(filepath.Join(src, name), "user.x", bytes.Repeat([]byte{'x'}, n+1), 0); err != nil {
+			interop.Missing(t, "user.x: %v", err)
+		}
+		behind = append(behind, name)
+	}
 	// Reading a terabyte of zeros proves nothing more.
 	skip := fstree.Options{Skip: func(p string) bool { return p == "huge" }}
 	wanted, err := fstree.List(src, skip)
@@ -220,6 +230,10 @@ func TestKernelSparse(t *testing.T) {
 	for _, format := range []string{"--format=gnu", "--format=posix --sparse-version=0.0", "--format=posix --sparse-version=0.1", "--format=posix --sparse-version=1.0"} {
 		t.Run(format, func(t *testing.T) {
 			args := append([]string{interop.Tool(t, "tar"), "-C", src, "-S", "-cf", "-"}, strings.Fields(format)...)
+			if strings.Contains(format, "posix") {
+				args = append(args, "--xattrs")
+			}
+			args = append(args, behind...)
 			tarball := interop.Run(t, append(args, "all", "begin", "end", "odd", "many", "huge")...)
 			mountTar(t, tarball, func(t *testing.T, dir string) {
 				got, err := fstree.List(dir, skip)

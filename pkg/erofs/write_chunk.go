@@ -46,13 +46,16 @@ func (m *chunkLayout) at(c int64) int64 {
 	return m.blocks[c]
 }
 
-// tableSize is the chunk table's size in bytes.
-func (m *chunkLayout) tableSize() int64 {
+// entrySize is the size of an entry of the chunk table, in bytes.
+func (m *chunkLayout) entrySize() int64 {
 	if m.indexes {
-		return m.len() * ondisk.ChunkIndexSize
+		return ondisk.ChunkIndexSize
 	}
-	return m.len() * ondisk.BlockMapEntrySize
+	return ondisk.BlockMapEntrySize
 }
+
+// tableSize is the chunk table's size in bytes.
+func (m *chunkLayout) tableSize() int64 { return m.len() * m.entrySize() }
 
 func (m *chunkLayout) format() uint32 {
 	if m.indexes {

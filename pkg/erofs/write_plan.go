@@ -109,7 +109,7 @@ type form struct {
 	layout   uint16
 	xattrs   int64        // bytes between the inode and what follows
 	inline   int64        // bytes of data behind those
-	chunks   *chunkLayout // instead of inline; its table begins at a multiple of 8
+	chunks   *chunkLayout // instead of inline
 	flat     chunkLayout  // where chunks may point to
 }
 
@@ -120,11 +120,13 @@ func (f *form) inodeSize() int64 {
 	return ondisk.InodeCompactSize
 }
 
-// bodyAt is where data or chunk table begin, from the inode's start.
+// bodyAt is where data or chunk table begin, from the inode's start. A table is
+// aligned to its entries.
 func (f *form) bodyAt() int64 {
 	n := f.inodeSize() + f.xattrs
 	if f.chunks != nil {
-		n = (n + 7) &^ 7
+		unit := f.chunks.entrySize()
+		n = (n + unit - 1) &^ (unit - 1)
 	}
 	return n
 }
