@@ -214,6 +214,10 @@ func (c *Client) Close() error {
 	return errors.Join(c.send(cmdDisc, 0, 0), c.conn.Close())
 }
 
+// Abandon closes the connection as a client does that is killed: at once,
+// whatever is under way.
+func (c *Client) Abandon() error { return c.conn.Close() }
+
 // noEOF keeps a lost connection from looking like the end of the device.
 func noEOF(err error) error {
 	if err == io.EOF {
