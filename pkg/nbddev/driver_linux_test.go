@@ -5,7 +5,10 @@ import (
 	"context"
 	"net"
 	"os"
+	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/layerpipe/layerpipe/pkg/nbd"
 )
@@ -18,26 +21,54 @@ func (m mem) ReadAtContext(_ context.Context, p []byte, off int64) (int, error) 
 	return bytes.NewReader(m).ReadAt(p, off)
 }
 
-// TestDriver attaches, reads and detaches, with every size of block, in both
-// ways.
-func TestDriver(t *testing.T) {
+// needsDriver skips a test where there is no driver. In the virtual machine
+// there is.
+func needsDriver(t *testing.T) {
+	t.Helper()
 	if _, err := os.Stat(sysfs(0, "")); err != nil || os.Geteuid() != 0 {
 		t.Skip("skipped: this needs root and a kernel with the driver (make test-vm)")
 	}
+}
+
+// attached attaches a device of three blocks, in this way or the other; detach
+// detaches it and sees everything end.
+func attached(t *testing.T, block int, netlink bool) (d *Device, want []byte, detach func()) {
+	t.Helper()
+	data := mem(bytes.Repeat([]byte("0123456789abcdef"), 3*block/16))
+	s := &nbd.Server{Exports: []nbd.Export{{Device: data}}}
+	ended := make(chan error, 1)
+	c := Config{Index: -1, Size: data.Size(), BlockSize: block, Backend: "test"}
+	d, err := attach(c, netlink, func(nc net.Conn) { ended <- s.ServeTransmission(context.Background(), nc) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, data, func() {
+		if err := d.Disconnect(); err != nil {
+			t.Error(err)
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if err := d.Disconnect(); err != nil {
+			t.Errorf("twice: %v", err)
+		}
+		if i, err := Stat(d.Index); err != nil || i.Attached {
+			t.Errorf("%+v, %v", i, err)
+		}
+	}
+}
+
+// TestDriver attaches, reads and detaches, with every size of block, in both
+// ways.
+func TestDriver(t *testing.T) {
+	needsDriver(t)
 	for _, block := range []int{512, 1024, 2048, 4096} {
 		for _, netlink := range []bool{true, false} {
-			want := mem(bytes.Repeat([]byte("0123456789abcdef"), 3*block/16))
-			s := &nbd.Server{Exports: []nbd.Export{{Device: want}}}
-			ended := make(chan error, 1)
-			c := Config{Index: -1, Size: want.Size(), BlockSize: block, Backend: "test"}
-			d, err := attach(c, netlink, func(nc net.Conn) { ended <- s.ServeTransmission(t.Context(), nc) })
-			if err != nil {
-				t.Fatal(err)
-			}
+			d, want, detach := attached(t, block, netlink)
 			if d.Netlink != netlink {
 				t.Errorf("netlink %v", d.Netlink)
 			}
-			if i, err := Stat(d.Index); err != nil || !i.Attached || i.Size != want.Size() || i.BlockSize != block {
+			if i, err := Stat(d.Index); err != nil || !i.Attached || i.Size != int64(len(want)) || i.BlockSize != block {
 				t.Errorf("%+v, %v", i, err)
 			}
 			if got, err := os.ReadFile(d.Path()); err != nil || !bytes.Equal(got, want) {
@@ -46,19 +77,33 @@ func TestDriver(t *testing.T) {
 			if InUse(d.Index) {
 				t.Error("in use")
 			}
-			if err := d.Disconnect(); err != nil {
-				t.Error(err)
-			}
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
-			if err := d.Disconnect(); err != nil {
-				t.Errorf("twice: %v", err)
-			}
-			if i, err := Stat(d.Index); err != nil || i.Attached {
-				t.Errorf("%+v, %v", i, err)
-			}
+			detach()
 		}
+	}
+}
+
+// TestSignals: a signal to one of this process's threads does not end a
+// connection made by ioctl, whose thread is in the driver. Go's scheduler sends
+// them all the time.
+func TestSignals(t *testing.T) {
+	needsDriver(t)
+	d, want, detach := attached(t, 512, false)
+	defer detach()
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil || len(threads) < 2 {
+		t.Fatalf("%v, %v", threads, err)
+	}
+	for _, thread := range threads {
+		tid, err := strconv.Atoi(thread.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Tgkill(os.Getpid(), tid, unix.SIGURG); err != nil && err != unix.ESRCH {
+			t.Error(err)
+		}
+	}
+	if got, err := os.ReadFile(d.Path()); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
 

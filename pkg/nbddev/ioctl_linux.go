@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -87,9 +88,35 @@ func ioctlTry(c *Config, index, fd int) (_ *os.File, err error) {
 
 // ioctlRun stays in the driver until the device is disconnected.
 func ioctlRun(dev *os.File) {
+	// A signal to this thread would end the connection, be it one of those by
+	// which Go's scheduler preempts. So none reaches it; and as it is not
+	// unlocked, it ends with this goroutine.
+	runtime.LockOSThread()
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil)
 	raw := int(dev.Fd())
 	// Its errors are those of the connection, which the server sees itself.
 	unix.IoctlSetInt(raw, ioctlDoIt, 0)
 	unix.IoctlSetInt(raw, ioctlClearSock, 0)
 	dev.Close()
+}
+
+// ioctlEnd asks the driver to disconnect a device; nothing is wrong if it has
+// done so already.
+func ioctlEnd(dev *os.File) error {
+	raw, err := dev.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var errno error
+	if err := raw.Control(func(fd uintptr) { errno = unix.IoctlSetInt(int(fd), ioctlDisconnect, 0) }); err != nil {
+		return nil // ioctlRun has closed it
+	}
+	if errno == unix.EINVAL { // no socket any more
+		return nil
+	}
+	return errno
 }

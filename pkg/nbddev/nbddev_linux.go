@@ -253,7 +253,7 @@ func (d *Device) DisconnectOnClose() error {
 // all that come later fail. The Conn ends.
 func (d *Device) Disconnect() error {
 	if d.dev != nil {
-		if err := unix.IoctlSetInt(int(d.dev.Fd()), ioctlDisconnect, 0); err != nil && !errors.Is(err, os.ErrClosed) && err != unix.EINVAL && err != unix.EBADF {
+		if err := ioctlEnd(d.dev); err != nil {
 			return explain(d.Index, err)
 		}
 		return waitGone(d.Index, 5*time.Second)
