@@ -199,14 +199,10 @@ func (c *client) follow(req *http.Request) (*http.Response, error) {
 		if req.Method != http.MethodGet && req.Method != http.MethodHead {
 			return nil, finalError{fmt.Errorf("a redirect in answer to %s: %w", req.Method, fault.ErrUnsupported)}
 		}
-		next, err := req.URL.Parse(resp.Header.Get("Location"))
-		if err != nil || resp.Header.Get("Location") == "" || next.Host == "" || next.Scheme != "http" && next.Scheme != "https" {
-			return nil, finalError{errors.New("redirected to a bad address")}
+		next, err := redirected(req, resp.Header.Get("Location"))
+		if err != nil {
+			return nil, finalError{err}
 		}
-		if req.URL.Scheme == "https" && next.Scheme == "http" {
-			return nil, finalError{fmt.Errorf("redirected from https to http, at %s: refused", next.Host)}
-		}
-		next.User = nil
 		req = req.Clone(req.Context())
 		req.URL, req.Host = next, ""
 		if left = left || !sameOrigin(first, next); left {
@@ -216,6 +212,20 @@ func (c *client) follow(req *http.Request) (*http.Response, error) {
 			}
 		}
 	}
+}
+
+// redirected is where an answer to a request sends us. A user and a password
+// that the address names are not ours to send.
+func redirected(req *http.Request, location string) (*url.URL, error) {
+	next, err := req.URL.Parse(location)
+	if err != nil || location == "" || next.Host == "" || next.Scheme != "http" && next.Scheme != "https" {
+		return nil, errors.New("redirected to a bad address")
+	}
+	if req.URL.Scheme == "https" && next.Scheme == "http" {
+		return nil, fmt.Errorf("redirected from https to http, at %s: refused", next.Host)
+	}
+	next.User = nil
+	return next, nil
 }
 
 // sameOrigin compares scheme, host and port.

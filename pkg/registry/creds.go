@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
@@ -71,8 +70,14 @@ func authFiles(name string) (files []string, must bool) {
 	if name != "" {
 		return []string{name}, true
 	}
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && runtime.GOOS == "linux" {
-		files = append(files, filepath.Join(dir, "containers", "auth.json"))
+	if runtime.GOOS == "linux" {
+		// Where podman login writes; the second one is root's without a session,
+		// as cron's jobs have none.
+		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+			files = append(files, filepath.Join(dir, "containers", "auth.json"))
+		} else if os.Getuid() == 0 {
+			files = append(files, "/run/containers/0/auth.json")
+		}
 	}
 	home, err := os.UserHomeDir()
 	if dir := os.Getenv("XDG_CONFIG_HOME"); dir != "" {
@@ -94,10 +99,18 @@ func readAuthFile(name string) (*authFile, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxAuthFile))
+	b, err := io.ReadAll(io.LimitReader(f, maxAuthFile+1))
 	if err != nil {
 		return nil, err
 	}
+	if len(b) > maxAuthFile {
+		return nil, fmt.Errorf("%s: over %d bytes: %w", name, maxAuthFile, fault.ErrUnauthorized)
+	}
+	return parseAuthFile(b, name)
+}
+
+// parseAuthFile reads the content of the file of that name.
+func parseAuthFile(b []byte, name string) (*authFile, error) {
 	a := &authFile{name: name}
 	if len(strings.TrimSpace(string(b))) == 0 {
 		return a, nil
@@ -123,11 +136,12 @@ func (f *authFile) lookup(ctx context.Context, ref Reference, notify func(string
 		if strings.ContainsAny(helper, `/\`) {
 			return auth.EmptyCredential, fmt.Errorf("%s: credential helper with a path for a name: %w", f.name, fault.ErrUnauthorized)
 		}
-		cred, err := credentials.NewNativeStore(helper).Get(ctx, server)
+		limited, cancel := context.WithTimeoutCause(ctx, helperTime, fmt.Errorf("no answer in %s", helperTime))
+		cred, err := askHelper(limited, helper, server, notify)
+		cancel()
 		if err != nil {
-			// The image may be public: whether this matters shows later. What
-			// the helper said is not repeated, it deals in secrets.
-			notify("docker-credential-%s, which %s names, gave no credential for %s", helper, f.name, ref.Domain)
+			// The image may be public: whether this matters shows later.
+			notify("docker-credential-%s, which %s names, gave no credential for %s: %v", helper, f.name, ref.Domain, err)
 			continue
 		}
 		if cred != auth.EmptyCredential {

@@ -1,13 +1,17 @@
 package registry
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 
@@ -112,7 +116,10 @@ reg.io) echo '{"ServerURL":"reg.io","Username":"somebody","Secret":"hunter2:secr
 token.io) echo '{"ServerURL":"token.io","Username":"<token>","Secret":"identity-secret"}';;
 https://index.docker.io/v1/) echo '{"Username":"hub","Secret":"x"}';;
 broken.io) echo 'hunter2 secret'; exit 1;;
-*) echo 'credentials not found in native keychain'; exit 1;;
+garbage.io) echo 'hunter2 <html>';;
+noisy.io) echo 'hunter2 secret' >&2; exit 3;;
+endless.io) while echo hunter2 hunter2 hunter2 hunter2 hunter2 hunter2 hunter2 hunter2; do :; done;;
+absent.io|other.io) echo 'credentials not found in native keychain'; exit 1;;
 esac
 `
 	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte(script), 0o700); err != nil {
@@ -121,12 +128,16 @@ esac
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	file := authFileOf(t, `{"credHelpers":{"reg.io":"test","none.io":"no-such"},"credsStore":"test","auths":{"other.io":{"username":"a","password":"b"}}}`)
 	for ref, want := range map[string]auth.Credential{
-		"reg.io/a":    {Username: user, Password: password},
-		"token.io/a":  {RefreshToken: identity},
-		"golang":      {Username: "hub", Password: "x"},
-		"broken.io/a": {},
-		"none.io/a":   {},
-		"other.io/a":  {Username: "a", Password: "b"},
+		"reg.io/a":     {Username: user, Password: password},
+		"token.io/a":   {RefreshToken: identity},
+		"golang":       {Username: "hub", Password: "x"},
+		"broken.io/a":  {},
+		"garbage.io/a": {},
+		"noisy.io/a":   {},
+		"endless.io/a": {},
+		"none.io/a":    {},
+		"absent.io/a":  {},
+		"other.io/a":   {Username: "a", Password: "b"},
 	} {
 		r, err := ParseReference(ref)
 		if err != nil {
@@ -139,5 +150,43 @@ esac
 			t.Errorf("%s: %+v, %v", ref, got, err)
 		}
 		noSecret(t, said)
+		// That there is no credential is not worth a word.
+		if fails := want == (auth.Credential{}) && ref != "absent.io/a"; fails != (said != "") && ref != "other.io/a" {
+			t.Errorf("%s: said %q", ref, said)
+		}
+	}
+}
+
+// TestHelperHangs: a helper that never ends, and has started what never ends
+// either, is given up.
+func TestHelperHangs(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the helper is a shell script")
+	}
+	dir := t.TempDir()
+	script := "#!/bin/sh\nsleep 3600 &\necho $! > " + filepath.Join(dir, "pid") + "\nwait\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-hang"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("not for ever")
+	go func() {
+		for {
+			b, _ := os.ReadFile(filepath.Join(dir, "pid"))
+			if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+				cancel(why)
+				t.Cleanup(func() {
+					if p, err := os.FindProcess(pid); err == nil {
+						p.Kill()
+					}
+				})
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	if _, err := askHelper(ctx, "hang", "reg.io", func(string, ...any) {}); !errors.Is(err, why) {
+		t.Errorf("%v, want %v", err, why)
 	}
 }

@@ -1,8 +1,8 @@
 package registry
 
 import (
+	"net/url"
 	"reflect"
-	"strings"
 	"testing"
 	"time"
 )
@@ -78,20 +78,30 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-func FuzzHeaders(f *testing.F) {
-	f.Add(`Bearer realm="https://auth.io/token",service="reg.io"`, "bytes 5-9/10", "120")
-	f.Add(`Basic realm="a\"b", x=y`, "bytes 5-9/*", "Fri, 02 Jan 2026 03:04:15 GMT")
-	f.Fuzz(func(t *testing.T, challenges, rng, after string) {
-		for _, c := range parseChallenges([]string{challenges, challenges}) {
-			if c.scheme != strings.ToLower(c.scheme) || len(c.params) > maxChallenges {
-				t.Errorf("%q: %v", challenges, c)
-			}
+func TestNextPage(t *testing.T) {
+	home, err := url.Parse("https://reg.io/v2/a/referrers/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		links []string
+		want  string
+	}{
+		{[]string{`</v2/a/referrers/x?n=2>; rel="next"`}, "https://reg.io/v2/a/referrers/x?n=2"},
+		{[]string{`<?n=2>;rel=next`}, "https://reg.io/v2/a/referrers/x?n=2"},
+		{[]string{`<https://reg.io/y>; rel="first", <https://reg.io/z>; title="a, <b>; c" ; rel="last NEXT"`}, "https://reg.io/z"},
+		{[]string{`</a>; rel="prev"`, `</b>; rel="next"`}, "https://reg.io/b"},
+		{[]string{`<https://other.io/y>; rel="next"`}, ""},
+		{[]string{`<http://reg.io/y>; rel="next"`}, ""},
+		{[]string{`<https://u:p@reg.io/y>; rel="next"`}, "https://reg.io/y"},
+		{[]string{`</a>; title="rel=next"`, `</a>`, `<`, `</a`, `rel="next"`, ``}, ""},
+	} {
+		got := ""
+		if u := nextPage(home, tt.links); u != nil {
+			got = u.String()
 		}
-		if r, ok := parseContentRange(rng); ok && (r.start < 0 || r.end <= r.start || r.total >= 0 && r.end > r.total) {
-			t.Errorf("%q: %v", rng, r)
+		if got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.links, got, tt.want)
 		}
-		if d := retryAfter(after, time.Unix(0, 0)); d < 0 {
-			t.Errorf("%q: %v", after, d)
-		}
-	})
+	}
 }

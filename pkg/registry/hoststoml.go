@@ -111,7 +111,7 @@ func (h *hostsFile) places(ref Reference, md toml.MetaData, file string) (list [
 func (h hostConf) place(ref Reference, address, file string) (place, error) {
 	p := place{ref: ref, skipVerify: h.SkipVerify, tags: true, digests: true}
 	bad := func(format string, args ...any) (place, error) {
-		return p, fault.Usagef("%s: host %q: %s", file, address, fmt.Sprintf(format, args...))
+		return p, fault.Usagef("%s: host %q: %s", file, redact(address), fmt.Sprintf(format, args...))
 	}
 	if h.Capabilities != nil {
 		p.tags, p.digests = slices.Contains(h.Capabilities, "resolve"), slices.Contains(h.Capabilities, "pull")

@@ -144,12 +144,19 @@ func TestRegistriesConf(t *testing.T) {
 		"both kinds of word": "[[registry]]\nlocation = \"b\"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"c\"\npull-from-mirror = \"all\"",
 		"too many":           "[[registry]]\nlocation = \"b\"\n" + strings.Repeat("[[registry.mirror]]\nlocation = \"c\"\n", 17),
 		"too long":           strings.Repeat("# comment\n", 1<<17),
+		"too deep":           "a = " + strings.Repeat("{a = ", 40),
+		"too deep, in lines": "a = \"\"\"]\"\n\"\"\" # ]\nb = " + strings.Repeat("[ ']', \"]\\\"]\",\n", 40),
+		"too long a key":     "a" + strings.Repeat(".a", 40) + " = 1",
+		"too many entries":   strings.Repeat("[[registry]]\nlocation = \"b\"\n", maxRegistries+1),
+		"a password":         "[[registry]]\nlocation = \"https://me:hunter2@b\"\n",
+		"one in a mirror":    "[[registry]]\nprefix = \"a.com\"\nlocation = \"me:hunter2@b\"\n",
 	} {
 		dir := writeFiles(t, "c", text)
 		_, err := Open("a.com/b", Options{RegistriesConf: filepath.Join(dir, "c"), HostsDir: dir})
 		if !errors.Is(err, fault.ErrUsage) && !errors.Is(err, fault.ErrUnsupported) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
+		noSecret(t, fmt.Sprint(err))
 	}
 	if _, err := Open("a.com/b", Options{RegistriesConf: filepath.Join(dir, "none")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("named and absent: %v", err)
@@ -202,12 +209,16 @@ server = "https://registry-1.docker.io"
 		"bad client":    "client = [[\"a\", \"b\", \"c\"]]",
 		"bad header":    "[header]\nx = \"a\\nb\"",
 		"ca is missing": "ca = \"none.pem\"",
+		"no quotes":     "[header]\nAuthorization = hunter2",
+		"bad escape":    "[header]\nAuthorization = \"Basic hunter2\\q\"",
+		"wrong type":    "server = [\"hunter2\"]",
 	} {
 		dir := writeFiles(t, "a.com/hosts.toml", text)
 		_, err := Open("a.com/b", Options{RegistriesConf: os.DevNull, HostsDir: dir})
 		if err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
+		noSecret(t, fmt.Sprint(err))
 	}
 	if _, err := Open("a.com/b", Options{RegistriesConf: os.DevNull, HostsDir: filepath.Join(dir, "none")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("named and absent: %v", err)

@@ -30,16 +30,16 @@ const maxReference = 1024
 // docker.io/library/golang:latest.
 func ParseReference(s string) (Reference, error) {
 	bad := func(why string) (Reference, error) {
-		if len(s) > 80 {
-			s = s[:80] + "..."
-		}
-		return Reference{}, fault.Usagef("reference %q: %s", s, why)
+		return Reference{}, fault.Usagef("reference %q: %s", redact(s), why)
 	}
 	if len(s) > maxReference {
 		return bad("too long")
 	}
 	if scheme, _, ok := strings.Cut(s, "://"); ok {
-		return bad("a reference has no " + scheme + ":// before it")
+		return bad("a reference has no " + oneLine(scheme, 20) + ":// before it")
+	}
+	if redact(s) != clip(s) {
+		return bad("a reference holds no credentials: give them with --username, or in a file")
 	}
 	named, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
@@ -64,6 +64,37 @@ func ParseReference(s string) (Reference, error) {
 		r.Warning = fmt.Sprintf("%s is the image %q with the tag %s on Docker Hub, not a registry's port", s, r.Repository, port)
 	}
 	return r, nil
+}
+
+// clip keeps what is quoted short.
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "..."
+	}
+	return s
+}
+
+// redact is what may be quoted of an address that somebody got wrong: without
+// the user and the password that it may begin with.
+func redact(s string) string {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if ok {
+		scheme += "://"
+	} else {
+		scheme, rest = "", s
+	}
+	i := strings.LastIndexByte(rest, '@')
+	if i < 0 {
+		return clip(s)
+	}
+	// NAME:TAG@ALGORITHM:HEX is no credential, whatever is wrong with the digest.
+	algorithm, hex, isDigest := strings.Cut(rest[i+1:], ":")
+	isPort := hex != "" && len(hex) <= len("65535") && strings.Trim(hex, "0123456789") == ""
+	isDigest = isDigest && !isPort && !strings.ContainsAny(algorithm, "./") && !strings.Contains(hex, "/")
+	if !ok && (isDigest || !strings.Contains(rest[:i], ":")) {
+		return clip(s)
+	}
+	return clip(scheme + "***" + rest[i:])
 }
 
 // explain says what is wrong with a reference that the grammar refuses.

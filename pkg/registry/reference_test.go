@@ -67,11 +67,17 @@ func TestParseReferenceBad(t *testing.T) {
 		"golang@sha256:../../../etc/passwd":   "digest",
 		":.v1":                                "not in the form",
 		strings.Repeat("a", 5000):             "too long",
+		"me:hunter2@reg.io/app":               "no credentials",
+		"me:hunter2@reg.io:5000":              "no credentials",
+		"https://me:hunter2@reg.io/app":       "no https://",
+		"https://hunter2@reg.io/app":          "no https://",
+		"golang:1.26@sha256:abc":              "digest",
 	} {
 		_, err := ParseReference(in)
 		if !errors.Is(err, fault.ErrUsage) || !strings.Contains(err.Error(), why) || len(err.Error()) > 300 {
 			t.Errorf("%.100q: %v, want something about %q", in, err, why)
 		}
+		noSecret(t, err.Error())
 	}
 }
 

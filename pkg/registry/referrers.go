@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -94,20 +93,21 @@ func (c *client) referrersOnce(ctx context.Context, u *url.URL, what string) ([]
 	if err != nil || doc.Index == nil {
 		return nil, nil, fmt.Errorf("%s: not an index: %w", what, fault.ErrCorrupt)
 	}
-	return doc.Index.Manifests, nextPage(u, resp.Header.Get("Link")), nil
+	return doc.Index.Manifests, nextPage(u, resp.Header.Values("Link")), nil
 }
 
-// nextPage reads `<address>; rel="next"` (RFC 8288); the address must be the
+// nextPage is where the next page of an answer is; the address must be the
 // registry's own.
-func nextPage(u *url.URL, link string) *url.URL {
-	target, params, ok := strings.Cut(strings.TrimPrefix(link, "<"), ">")
-	if !ok || !strings.HasPrefix(link, "<") || !strings.Contains(params, `rel="next"`) && !strings.Contains(params, "rel=next") {
+func nextPage(u *url.URL, links []string) *url.URL {
+	target, ok := parseNext(links)
+	if !ok {
 		return nil
 	}
 	next, err := u.Parse(target)
 	if err != nil || !sameOrigin(u, next) {
 		return nil
 	}
+	next.User = nil
 	return next
 }
 

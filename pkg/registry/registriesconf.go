@@ -3,7 +3,6 @@ package registry
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -16,10 +15,10 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
-// Bounds on what a configuration may make us read and try.
+// Bounds on what a configuration may make us keep and try.
 const (
-	maxConfFile = 1 << 20 // bytes
-	maxPlaces   = 16      // mirrors of one registry
+	maxRegistries = 4096 // of one file
+	maxPlaces     = 16   // mirrors of one registry
 )
 
 // registriesConf is containers-registries.conf(5), version 2, as far as it
@@ -96,29 +95,7 @@ func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
 
-// readToml reads one file of a configuration.
-func readToml(name string, v any) (toml.MetaData, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return toml.MetaData{}, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfFile+1))
-	if err != nil {
-		return toml.MetaData{}, err
-	}
-	if len(b) > maxConfFile {
-		return toml.MetaData{}, fault.Usagef("%s: over %d bytes", name, maxConfFile)
-	}
-	md, err := toml.Decode(string(b), v)
-	if err != nil {
-		return md, fault.Usagef("%s: %v", name, err)
-	}
-	return md, nil
-}
-
-// read adds one file. Its entries replace those of the same prefix or alias
-// that were there before.
+// read adds one file.
 func (c *registriesConf) read(name string) error {
 	var f registriesConf
 	md, err := readToml(name, &f)
@@ -128,40 +105,56 @@ func (c *registriesConf) read(name string) error {
 	if md.IsDefined("registries") {
 		return fmt.Errorf("%s: version 1 of registries.conf: %w", name, fault.ErrUnsupported)
 	}
+	return c.add(&f, name)
+}
+
+// add takes over the entries of a file. They replace those of the same prefix
+// or alias that were there before.
+func (c *registriesConf) add(f *registriesConf, name string) error {
+	if len(f.Registries) > maxRegistries {
+		return fault.Usagef("%s: %d registries, over %d", name, len(f.Registries), maxRegistries)
+	}
 	for _, r := range f.Registries {
-		bad := func(format string, args ...any) error {
-			return fault.Usagef("%s: registry %q: %s", name, r.Prefix, fmt.Sprintf(format, args...))
-		}
 		if r.Prefix == "" {
 			r.Prefix = r.Location
 		}
-		wild, isWild := strings.CutPrefix(r.Prefix, "*.")
-		switch {
-		case r.Prefix == "":
-			return bad("neither a prefix nor a location")
-		case isWild && (wild == "" || strings.ContainsAny(wild, "/*")), !isWild && strings.Contains(r.Prefix, "*"):
-			return bad("* stands for the first parts of a host's name")
-		case r.Location == "" && !isWild && len(r.Mirrors) == 0 && !r.Blocked && !r.Insecure:
-			return bad("no location")
-		case strings.Contains(r.Location, "://"):
-			return bad("location %q has a scheme", r.Location)
-		case len(r.Mirrors) > maxPlaces:
-			return bad("%d mirrors, over %d", len(r.Mirrors), maxPlaces)
-		}
-		for _, m := range r.Mirrors {
-			switch {
-			case m.Location == "" || strings.Contains(m.Location, "://"):
-				return bad("a mirror's location is %q", m.Location)
-			case !slices.Contains([]string{"", "all", "digest-only", "tag-only"}, m.PullFromMirror):
-				return bad("pull-from-mirror is %q", m.PullFromMirror)
-			case m.PullFromMirror != "" && r.MirrorByDigestOnly:
-				return bad("pull-from-mirror and mirror-by-digest-only exclude each other")
-			}
+		if err := r.check(); err != nil {
+			return fault.Usagef("%s: registry %q: %v", name, redact(r.Prefix), err)
 		}
 		c.Registries = slices.DeleteFunc(c.Registries, func(old confRegistry) bool { return old.Prefix == r.Prefix })
 		c.Registries = append(c.Registries, r)
 	}
 	maps.Copy(c.Aliases, f.Aliases)
+	return nil
+}
+
+// check refuses an entry that does not mean anything.
+func (r *confRegistry) check() error {
+	wild, isWild := strings.CutPrefix(r.Prefix, "*.")
+	switch {
+	case r.Prefix == "":
+		return errors.New("neither a prefix nor a location")
+	case isWild && (wild == "" || strings.ContainsAny(wild, "/*")), !isWild && strings.Contains(r.Prefix, "*"):
+		return errors.New("* stands for the first parts of a host's name")
+	case r.Location == "" && !isWild && len(r.Mirrors) == 0 && !r.Blocked && !r.Insecure:
+		return errors.New("no location")
+	case strings.Contains(r.Location, "://"):
+		return errors.New("the location has a scheme")
+	case len(r.Mirrors) > maxPlaces:
+		return fmt.Errorf("%d mirrors, over %d", len(r.Mirrors), maxPlaces)
+	}
+	for _, m := range r.Mirrors {
+		switch {
+		case m.Location == "":
+			return errors.New("a mirror has no location")
+		case strings.Contains(m.Location, "://"):
+			return errors.New("a mirror's location has a scheme")
+		case !slices.Contains([]string{"", "all", "digest-only", "tag-only"}, m.PullFromMirror):
+			return fmt.Errorf("pull-from-mirror is %q", m.PullFromMirror)
+		case m.PullFromMirror != "" && r.MirrorByDigestOnly:
+			return errors.New("pull-from-mirror and mirror-by-digest-only exclude each other")
+		}
+	}
 	return nil
 }
 
@@ -215,10 +208,10 @@ func (c *registriesConf) places(ref Reference) (list []place, found bool, err er
 		}
 		moved, err := ParseReference(location + rest)
 		if err != nil {
-			return moved, fmt.Errorf("registries.conf, location %s: %w", location, err)
+			return moved, fmt.Errorf("registries.conf, location %s: %w", redact(location), err)
 		}
 		if first, _, _ := strings.Cut(location, "/"); first != moved.Domain {
-			return moved, fault.Usagef("registries.conf, location %s: no registry in it", location)
+			return moved, fault.Usagef("registries.conf, location %s: no registry in it", redact(location))
 		}
 		return moved, nil
 	}

@@ -1,6 +1,9 @@
 package registry
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // maxChallenges bounds what a hostile header can make us keep.
 const maxChallenges = 16
@@ -39,6 +42,38 @@ func parseChallenges(headers []string) (list []challenge) {
 		}
 	}
 	return list
+}
+
+// parseNext finds the target of the link whose relation is "next" (RFC 8288,
+// section 3). A header may hold several links.
+func parseNext(headers []string) (target string, found bool) {
+	for _, s := range headers {
+		p := lexer(s)
+		for {
+			p.skip(" \t,")
+			if !p.accept('<') {
+				break
+			}
+			end := strings.IndexByte(string(p), '>')
+			if end < 0 {
+				break
+			}
+			target, p = string(p[:end]), p[end+1:]
+			for p.skip(" \t"); p.accept(';'); p.skip(" \t") {
+				p.skip(" \t;")
+				name := p.token()
+				p.skip(" \t")
+				if !p.accept('=') {
+					continue
+				}
+				p.skip(" \t")
+				if rel := p.value(); strings.EqualFold(name, "rel") && slices.Contains(strings.Fields(strings.ToLower(rel)), "next") {
+					return target, true
+				}
+			}
+		}
+	}
+	return "", false
 }
 
 // lexer is the rest of a header.
