@@ -102,6 +102,7 @@ type checker struct {
 	names  map[uint64]uint32 // references to each inode that was met
 	paths  map[uint64]string // the first name of those with a problem to report later
 	shared map[uint32]bool   // shared xattrs whose place is noted
+	buf    []byte            // for contents
 	ranges [2][]byteRange    // metadata and data: of the primary device, of the metabox
 }
 

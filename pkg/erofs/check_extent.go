@@ -73,12 +73,15 @@ func (c *checker) read(d *fileData, e *FileExtent) error {
 	if e.Kind == ExtentHole {
 		return nil // there may be 2^60 bytes of it
 	}
-	buf := make([]byte, min(e.Length, 256<<10))
+	// A whole extent at once, where that is not too much, is decoded in place.
+	if n := int(min(e.Length, 1<<20)); len(c.buf) < n {
+		c.buf = make([]byte, n)
+	}
 	for off, end := e.Offset, e.Offset+e.Length; off < end; {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
-		n, err := d.ReadAt(buf[:min(int64(len(buf)), end-off)], off)
+		n, err := d.ReadAt(c.buf[:min(int64(len(c.buf)), end-off)], off)
 		if n == 0 {
 			return err
 		}

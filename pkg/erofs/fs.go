@@ -1,8 +1,8 @@
 package erofs
 
 import (
+	"bytes"
 	"fmt"
-	"io"
 	"io/fs"
 	"strings"
 	"time"
@@ -102,11 +102,13 @@ func (f *FS) ReadFile(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(file)
-	if err != nil {
+	// A size of which much is a lie, or a hole, is not allocated at once.
+	var b bytes.Buffer
+	b.Grow(int(min(max(file.(*File).Size(), 0), 1<<20)) + bytes.MinRead)
+	if _, err := file.(*File).WriteTo(&b); err != nil {
 		return nil, err
 	}
-	return b, nil
+	return b.Bytes(), nil
 }
 
 // ReadDir implements fs.ReadDirFS. Entries are in bytewise order.

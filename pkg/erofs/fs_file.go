@@ -70,9 +70,14 @@ func (o *File) Size() int64 { return o.ino.Size }
 // Close implements fs.File; there is nothing to release.
 func (o *File) Close() error { return nil }
 
-// Read implements io.Reader.
+// Read implements io.Reader. It gives less than p holds rather than part of an
+// encoded extent, which would be decoded in full all the same.
 func (o *File) Read(p []byte) (int, error) {
-	n, err := o.readAt(p, o.off)
+	d, err := o.data()
+	if err != nil {
+		return 0, o.fail("read", err)
+	}
+	n, err := d.read(p, o.off, false)
 	o.off += int64(n)
 	if n > 0 && err == io.EOF {
 		err = nil
@@ -82,16 +87,12 @@ func (o *File) Read(p []byte) (int, error) {
 
 // ReadAt implements io.ReaderAt.
 func (o *File) ReadAt(p []byte, off int64) (int, error) {
-	n, err := o.readAt(p, off)
-	return n, o.fail("read", err)
-}
-
-func (o *File) readAt(p []byte, off int64) (int, error) {
 	d, err := o.data()
 	if err != nil {
-		return 0, err
+		return 0, o.fail("read", err)
 	}
-	return d.ReadAt(p, off)
+	n, err := d.ReadAt(p, off)
+	return n, o.fail("read", err)
 }
 
 // Seek implements io.Seeker.
@@ -114,7 +115,7 @@ func (o *File) Seek(off int64, whence int) (int64, error) {
 
 // WriteTo implements io.WriterTo, with pieces larger than io.Copy's.
 func (o *File) WriteTo(w io.Writer) (total int64, err error) {
-	buf := make([]byte, min(max(o.ino.Size-o.off, 1), 256<<10))
+	buf := make([]byte, min(max(o.ino.Size-o.off, 1), 1<<20))
 	for {
 		n, err := o.Read(buf)
 		if n > 0 {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/inflate"
 )
 
 // FS is an EROFS image opened for reading. All methods may be called from
@@ -34,7 +35,9 @@ type FS struct {
 	prefixes []string   // long xattr name prefixes
 	cache    extentCache
 	zstds    sync.Pool // of *zstd.Decoder
-	flates   sync.Pool // of io.ReadCloser from compress/flate
+	inputs   sync.Pool // of *[]byte: encoded extents
+	inflates sync.Pool // of *inflate.Reader
+	lzmas    sync.Pool // of *lzmaDecoder
 	opts     options
 }
 
@@ -85,6 +88,9 @@ func Open(r io.ReaderAt, opts ...Option) (*FS, error) {
 	if err := f.readSuper(r); err != nil {
 		return nil, err
 	}
+	f.inputs.New = func() any { return new([]byte) }
+	f.inflates.New = func() any { return new(inflate.Reader) }
+	f.lzmas.New = func() any { return new(lzmaDecoder) }
 	f.zstds.New = func() any {
 		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxMemory(ondisk.PclusterMaxDSize), zstd.WithDecodeAllCapLimit(true))

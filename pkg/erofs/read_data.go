@@ -30,7 +30,11 @@ func (f *FS) data(ino *inode) (*fileData, error) {
 func (d *fileData) Size() int64 { return d.ino.Size }
 
 // ReadAt implements io.ReaderAt.
-func (d *fileData) ReadAt(p []byte, off int64) (n int, err error) {
+func (d *fileData) ReadAt(p []byte, off int64) (n int, err error) { return d.read(p, off, true) }
+
+// read is ReadAt; unless all of p is to be filled, it ends before an encoded
+// extent that does not fit in as a whole, if that is not the first.
+func (d *fileData) read(p []byte, off int64, all bool) (n int, err error) {
 	if off < 0 {
 		return 0, d.ino.wrap(fault.ErrUsage)
 	}
@@ -50,6 +54,9 @@ func (d *fileData) ReadAt(p []byte, off int64) (n int, err error) {
 			return n, d.ino.corrupt(d.ino.Offset, "no extent for offset %d of the file", off)
 		}
 		k := int(min(int64(len(p)-n), e.Length-in))
+		if !all && n > 0 && e.Kind == ExtentEncoded && int64(k) < e.Length {
+			return n, nil
+		}
 		if xerr := d.f.readExtent(d.ino, &e, p[n:n+k], in); xerr != nil {
 			return n, xerr
 		}
@@ -80,12 +87,7 @@ func (f *FS) readExtent(ino *inode, e *FileExtent, p []byte, in int64) error {
 		}
 		return nil
 	}
-	b, err := f.decoded(ino, e)
-	if err != nil {
-		return err
-	}
-	copy(p, b[in:])
-	return nil
+	return f.readEncoded(ino, e, p, in)
 }
 
 // nilOrWrap is wrap for an error that may be nil.

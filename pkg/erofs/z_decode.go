@@ -2,17 +2,16 @@ package erofs
 
 import (
 	"bytes"
-	"compress/flate"
 	"errors"
 	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/inflate"
 )
 
 // placeEncoded sets where an encoded extent's n bytes at addr are, and checks
@@ -54,13 +53,33 @@ func (f *FS) checkEncoded(ino *inode, e *FileExtent) error {
 	return nil
 }
 
-// decoded gives an encoded extent's bytes, which must not be changed.
-func (f *FS) decoded(ino *inode, e *FileExtent) ([]byte, error) {
+// readEncoded fills p with the bytes at off, an offset in an encoded extent.
+func (f *FS) readEncoded(ino *inode, e *FileExtent, p []byte, off int64) error {
 	key := extentKey{ino.Nid, e.Offset}
-	if b := f.cache.get(key); b != nil && int64(len(b)) >= e.Length {
-		return b, nil
+	if b := f.cache.get(key); int64(len(b)) >= e.Length {
+		copy(p, b[off:])
+		return nil
 	}
-	in := make([]byte, e.AddrLen)
+	if int64(len(p)) == e.Length {
+		return f.decodeExtent(ino, e, p) // nobody comes back for the rest
+	}
+	b := make([]byte, e.Length)
+	if err := f.decodeExtent(ino, e, b); err != nil {
+		return err
+	}
+	f.cache.put(key, b)
+	copy(p, b[off:])
+	return nil
+}
+
+// decodeExtent fills out, which is as long as an encoded extent, with its bytes.
+func (f *FS) decodeExtent(ino *inode, e *FileExtent, out []byte) error {
+	buf := f.inputs.Get().(*[]byte)
+	defer f.inputs.Put(buf)
+	if int64(cap(*buf)) < e.AddrLen {
+		*buf = make([]byte, e.AddrLen)
+	}
+	in := (*buf)[:e.AddrLen]
 	var err error
 	if e.Meta {
 		err = ino.space.readAt(in, e.Addr)
@@ -68,14 +87,12 @@ func (f *FS) decoded(ino *inode, e *FileExtent) ([]byte, error) {
 		err = f.readDevice(e.Device, in, e.Addr)
 	}
 	if err != nil {
-		return nil, ino.wrap(err)
+		return ino.wrap(err)
 	}
-	out := make([]byte, e.Length)
 	if err := f.decode(e, in, out); err != nil {
-		return nil, ino.fail(e.Addr, fmt.Errorf("%v extent of %d bytes in %d: %w", e.Algorithm, e.Length, e.AddrLen, err))
+		return ino.fail(e.Addr, fmt.Errorf("%v extent of %d bytes in %d: %w", e.Algorithm, e.Length, e.AddrLen, err))
 	}
-	f.cache.put(key, out)
-	return out, nil
+	return nil
 }
 
 // decode fills out from an extent's encoded bytes.
@@ -111,9 +128,9 @@ func (f *FS) decode(e *FileExtent, in, out []byte) error {
 	case AlgLZ4:
 		err = decodeLZ4(in, out, e.Partial || !f.has(ondisk.IncompatLZ4ZeroPadding))
 	case AlgLZMA:
-		err = decodeMicroLZMA(in, out, e.Partial)
+		err = f.decodeLZMA(in, out, e.Partial)
 	case AlgDeflate:
-		err = f.decodeDeflate(in, out)
+		err = f.decodeDeflate(in, out, e.Partial)
 	case AlgZstd:
 		err = f.decodeZstd(in, out, e.Partial)
 	}
@@ -136,59 +153,41 @@ func decodeLZ4(in, out []byte, partial bool) error {
 	return err
 }
 
-// decodeMicroLZMA decodes a MicroLZMA stream: LZMA without a header, whose
-// first byte, which would be zero, is the properties' byte inverted.
-func decodeMicroLZMA(in, out []byte, partial bool) error {
-	header := make([]byte, lzma.HeaderLen, lzma.HeaderLen+1)
-	header[0] = ^in[0]
-	// No match can reach back farther than the extent's beginning.
-	putLE(header[1:5], uint64(max(len(out), lzma.MinDictCap)))
-	size := uint64(len(out))
-	if partial {
-		size = 1<<64 - 1 // unknown
-	}
-	putLE(header[5:13], size)
-	r, err := lzma.NewReader(io.MultiReader(bytes.NewReader(append(header, 0)), bytes.NewReader(in[1:])))
-	if err != nil {
-		return err
-	}
-	if !partial {
-		_, err = io.ReadFull(r, out)
-		return err
-	}
-	// The decoder works ahead, and fails in what is not ours when it gets
-	// there. What it decoded before that comes with the next call.
-	failed := false
-	for n := 0; n < len(out); {
-		k, err := r.Read(out[n:])
-		if n += k; err != nil && k == 0 {
-			if failed {
-				return err
-			}
-			failed = true
-		}
-	}
-	return nil
-}
-
-func putLE(b []byte, v uint64) {
-	for i := range b {
-		b[i] = byte(v >> (8 * i))
-	}
-}
-
-// decodeDeflate decodes raw deflate.
-func (f *FS) decodeDeflate(in, out []byte) error {
-	r, ok := f.flates.Get().(io.ReadCloser)
-	if !ok {
-		r = flate.NewReader(bytes.NewReader(in))
-	} else if err := r.(flate.Resetter).Reset(bytes.NewReader(in), nil); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(r, out)
-	f.flates.Put(r)
+// decodeLZMA decodes a MicroLZMA stream.
+func (f *FS) decodeLZMA(in, out []byte, partial bool) error {
+	d := f.lzmas.Get().(*lzmaDecoder)
+	defer f.lzmas.Put(d)
+	err := d.decode(in, out, partial)
+	d.in = nil // let go of in
 	return err
 }
+
+// decodeDeflate decodes raw deflate, which ends where the extent does unless it
+// is partial: so says the kernel.
+func (f *FS) decodeDeflate(in, out []byte, partial bool) error {
+	z := f.inflates.Get().(*inflate.Reader)
+	defer f.inflates.Put(z)
+	z.ResetRaw(bytes.NewReader(in))
+	defer z.ResetRaw(nil)
+	n, err := z.ReadFull(out)
+	if n < len(out) && err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	if err != nil || partial {
+		return err
+	}
+	switch _, err := z.ReadFull(make([]byte, 1)); err {
+	case nil:
+		return errLong
+	case io.EOF:
+		return nil
+	default:
+		return err
+	}
+}
+
+// errLong is the error of data that goes on behind its extent.
+var errLong = fmt.Errorf("it does not end there: %w", fault.ErrCorrupt)
 
 // decodeZstd decodes a frame.
 func (f *FS) decodeZstd(in, out []byte, partial bool) error {
