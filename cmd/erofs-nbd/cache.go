@@ -101,7 +101,8 @@ func (f *flags) readList(env *cli.Env) ([]disk.Range, error) {
 	return list, nil
 }
 
-// useDir sets the cache directory up. One that is of no use is a warning.
+// useDir sets the cache directory up. One that cannot be written to is a
+// warning; what is in it is used.
 func (c *caching) useDir(env *cli.Env, dir string, size int64) (ok bool) {
 	if size == 0 {
 		size = math.MaxInt64
@@ -109,7 +110,7 @@ func (c *caching) useDir(env *cli.Env, dir string, size int64) (ok bool) {
 	ok = true
 	c.store = spancache.OpenDisk(dir, size, func(err error) {
 		ok = false
-		env.Errorf("warning: --cache-dir: %v; going on without", err)
+		env.Errorf("warning: --cache-dir: %v; nothing new is kept there", err)
 	})
 	return ok
 }
