@@ -172,22 +172,110 @@ func TestCopies(t *testing.T) {
 	})
 }
 
-// TestLibnbdTLS: a client that knows TLS from GnuTLS, with our CA.
-func TestLibnbdTLS(t *testing.T) {
-	nbdinfo := interop.Tool(t, "nbdinfo")
+// TestNbdsh lets libnbd send what it would not unless it was told to: each
+// command fails with its error, and the connection goes on.
+func TestNbdsh(t *testing.T) {
+	nbdsh := interop.Tool(t, "nbdsh")
+	path := listen(t, &Server{Exports: []Export{{Device: extents{pattern(8192)}}}})
+	script := `
+import errno, os
+h.set_strict_mode(0)
+h.add_meta_context("base:allocation")
+h.connect_uri(os.environ["URI"])
+good = h.pread(100, 4000)
+def forbidden(name, f):
+    try:
+        f()
+        print(name, "OK")
+    except nbd.Error as e:
+        print(name, errno.errorcode.get(e.errnum, e.errnum))
+    assert h.pread(100, 4000) == good, name
+ignore = lambda *_: 0
+forbidden("write", lambda: h.pwrite(b"x" * 512, 0))
+forbidden("write-past-end", lambda: h.pwrite(b"x" * 512, 8192))
+forbidden("trim", lambda: h.trim(512, 0))
+forbidden("zero", lambda: h.zero(512, 0))
+forbidden("flush", lambda: h.flush())
+forbidden("read-across-end", lambda: h.pread(512, 8000))
+forbidden("read-past-end", lambda: h.pread(512, 1 << 40))
+forbidden("read-at-top", lambda: h.pread(512, (1 << 64) - 256))
+forbidden("read-too-long", lambda: h.pread(33 << 20, 0))
+forbidden("read-unknown-flag", lambda: h.pread(512, 0, 1 << 12))
+forbidden("read-fua", lambda: h.pread(512, 0, nbd.CMD_FLAG_FUA))
+forbidden("read-df", lambda: h.pread_structured(512, 0, ignore, nbd.CMD_FLAG_DF))
+forbidden("cache", lambda: h.cache(8192, 0))
+forbidden("cache-past-end", lambda: h.cache(512, 8192))
+forbidden("cache-nothing", lambda: h.cache(0, 0))
+forbidden("status-past-end", lambda: h.block_status(512, 8192, ignore))
+forbidden("status-nothing", lambda: h.block_status(0, 0, ignore))
+h.shutdown()
+`
+	cmd := exec.Command(nbdsh, "-c", script)
+	// It runs python3, and needs the one that it was installed for.
+	cmd.Env = append(os.Environ(), "URI="+uri(path), "PATH=/usr/bin:"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("nbdsh: %v: %s", err, out)
+	}
+	want := `write EPERM
+write-past-end EPERM
+trim EPERM
+zero EPERM
+flush EINVAL
+read-across-end EINVAL
+read-past-end EINVAL
+read-at-top EINVAL
+read-too-long EINVAL
+read-unknown-flag EINVAL
+read-fua EINVAL
+read-df OK
+cache OK
+cache-past-end EINVAL
+cache-nothing EINVAL
+status-past-end EINVAL
+status-nothing EINVAL
+`
+	if string(out) != want {
+		t.Errorf("%s, want %s", out, want)
+	}
+}
+
+// TestTLSClients: clients that know TLS from GnuTLS, with our CA.
+func TestTLSClients(t *testing.T) {
+	dev := pattern(300_000)
 	cert, ca := certificate(t)
-	s := &Server{Exports: []Export{{Device: pattern(4096)}}, TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
+	s := &Server{Exports: []Export{{Device: dev}}, TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
 	l, err := net.Listen("tcp", "localhost:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	go s.Serve(t.Context(), l)
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	u := "nbds://localhost:" + port + "/?tls-certificates=" + tlsDir(t, ca)
-	if got := strings.TrimSpace(string(interop.Run(t, nbdinfo, "--size", u))); got != "4096" {
-		t.Errorf("size %s", got)
+	dir := tlsDir(t, ca)
+	const copyTo = " $uri " // for a shell
+	for name, command := range map[string]func(out string) []string{
+		"nbdcopy": func(out string) []string {
+			return []string{interop.Tool(t, "nbdcopy"), "nbds://localhost:" + port + "/?tls-certificates=" + dir, out}
+		},
+		"nbdkit nbd": func(out string) []string {
+			return []string{interop.Tool(t, "nbdkit"), "-U", "-", "nbd", "hostname=localhost", "port=" + port, "tls=require", "tls-certificates=" + dir, "tls-verify=true",
+				"--run", interop.Tool(t, "nbdcopy") + copyTo + out}
+		},
+		"qemu-img": func(out string) []string {
+			return []string{interop.Tool(t, "qemu-img"), "convert", "--object", "tls-creds-x509,id=tls,endpoint=client,dir=" + dir,
+				"--image-opts", "driver=nbd,host=localhost,port=" + port + ",tls-creds=tls", "-O", "raw", out}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := filepath.Join(t.TempDir(), "out")
+			interop.Run(t, command(out)...)
+			got, err := os.ReadFile(out)
+			if err != nil || len(got) < len(dev) || !bytes.Equal(got[:len(dev)], dev) || len(bytes.Trim(got[len(dev):], "\x00")) > 0 {
+				t.Errorf("%v, or other bytes than were served: %d of %d", err, len(got), len(dev))
+			}
+		})
 	}
-	if out, err := exec.Command(nbdinfo, "--size", "nbd://localhost:"+port+"/").CombinedOutput(); err == nil {
+	if out, err := exec.Command(interop.Tool(t, "nbdinfo"), "--size", "nbd://localhost:"+port+"/").CombinedOutput(); err == nil {
 		t.Errorf("without TLS: %s", out)
 	}
 }
