@@ -250,6 +250,33 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
+// TestSystemdSocketActivate has systemd's own tool listen: it starts the server
+// for the first client, which is served like any other.
+func TestSystemdSocketActivate(t *testing.T) {
+	activate := interop.Tool(t, "systemd-socket-activate")
+	image := smallImage(t)
+	want, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "s")
+	cmd := exec.Command(activate, "--listen="+path, "--setenv=EROFS_NBD_MAIN=1", os.Args[0], image)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	eventually(t, func() bool { _, err := os.Stat(path); return err == nil }, func() string { return "nobody listens" })
+	for range 2 {
+		if got := readAll(t, "nbd+unix:///?socket="+path); !bytes.Equal(got, want) {
+			t.Errorf("%d bytes, want %d, or other ones", len(got), len(want))
+		}
+	}
+	cmd.Process.Signal(syscall.SIGTERM) // to the server, which has taken the tool's place
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTLS: with a certificate, clients without TLS are turned away, and those
 // with it are served.
 func TestTLS(t *testing.T) {
