@@ -35,7 +35,8 @@ type Disk struct {
 	mu      sync.Mutex          // guards pending, and jobs against Close
 	pending map[[32]byte][]byte // what is being written: it is there already
 
-	look  sync.Mutex // one look at the directory at a time
+	look  sync.Mutex  // one look at the directory at a time
+	due   atomic.Bool // a look that sees what is there now
 	used  atomic.Int64
 	since atomic.Int64 // bytes written since the last look
 
@@ -283,14 +284,21 @@ type diskFile struct {
 	mtime time.Time
 }
 
-// evict counts what is there, and removes what was not used for longest until
-// it is an eighth below the bound. Two processes that do this at the same time
-// choose the same files.
+// evict sees to it that the bound is kept. Who comes while somebody looks leaves
+// it to that one, who may have missed what came meanwhile, and looks again.
 func (d *Disk) evict() {
-	if !d.look.TryLock() {
-		return // somebody looks already
+	d.due.Store(true)
+	for d.due.Load() && d.look.TryLock() {
+		d.due.Store(false)
+		d.evictOnce()
+		d.look.Unlock()
 	}
-	defer d.look.Unlock()
+}
+
+// evictOnce counts what is there, and removes what was not used for longest
+// until it is an eighth below the bound. Two processes that do this at the same
+// time choose the same files.
+func (d *Disk) evictOnce() {
 	d.since.Store(0)
 	files, sum := d.scan()
 	if sum > d.max {

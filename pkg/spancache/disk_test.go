@@ -128,6 +128,26 @@ func TestDiskBound(t *testing.T) {
 	}
 }
 
+// TestDiskBoundAtOnce: the bound holds in the end, however many write at the
+// same time.
+func TestDiskBoundAtOnce(t *testing.T) {
+	for round := range uint64(20) {
+		d := openDisk(t, t.TempDir(), 100_000)
+		var wg sync.WaitGroup
+		for i := range uint64(16) {
+			wg.Go(func() {
+				name, p := blob(round*100+i, 30_000)
+				d.Save(name, p)
+			})
+		}
+		wg.Wait()
+		d.Close()
+		if _, size := files(t, d.dir+"/.."); size > 100_000 {
+			t.Fatalf("round %d: %d bytes", round, size)
+		}
+	}
+}
+
 // TestDiskLeftovers: what killed processes left goes, when it is old; what a
 // living one is writing, and what is not ours, stays.
 func TestDiskLeftovers(t *testing.T) {
