@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -46,8 +47,9 @@ func (f *flags) checkCache() error {
 // caching is what stands between the layers and the network, besides memory.
 type caching struct {
 	log     *log
-	memory  int64 // bytes for prefetching
-	gentle  bool  // --prefetch=all
+	gets    atomic.Int64 // requests to the registry
+	memory  int64        // bytes for prefetching
+	gentle  bool         // --prefetch=all
 	verbose bool
 	store   *spancache.Disk
 	list    []disk.Range // to warm

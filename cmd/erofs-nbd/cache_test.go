@@ -3,13 +3,10 @@ package main
 import (
 	"bytes"
 	"errors"
-	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -341,80 +338,6 @@ func TestPrefetchAll(t *testing.T) {
 	}
 	if code := s.stop(); code != 0 {
 		t.Errorf("stopped in the middle: exit code %d, %s", code, s.stderr)
-	}
-}
-
-// TestMetrics: what Prometheus gets says what was read, and nonsense is
-// refused.
-func TestMetrics(t *testing.T) {
-	f := newFixture(t)
-	reg, ref := serveLayout(t, f.im.Dir)
-	s := start(t, f.lazyArgs(ref, "--metrics", "127.0.0.1:0", "--cache-dir", t.TempDir())...)
-	m := regexp.MustCompile(`metrics at http://(\S+)/metrics`).FindStringSubmatch(s.stderr.String())
-	if m == nil {
-		t.Fatalf("stderr: %s", s.stderr)
-	}
-	f.same(t, readAll(t, s.uri))
-	resp, err := http.Get("http://" + m[1] + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
-		t.Errorf("%v, %s, %v", err, resp.Status, resp.Header)
-	}
-	values := map[string]string{}
-	line := regexp.MustCompile(`^(# (HELP|TYPE) layerpipe_\w+ .+|(layerpipe_\w+(?:\{\w+="[^"]+"\})?) ([0-9.e+-]+))$`)
-	for _, l := range strings.Split(strings.TrimSuffix(string(b), "\n"), "\n") {
-		x := line.FindStringSubmatch(l)
-		if x == nil {
-			t.Errorf("no line of the format: %q", l)
-		} else if x[3] != "" {
-			values[x[3]] = x[4]
-		}
-	}
-	for name, want := range map[string]string{
-		"layerpipe_connections":                     "1",
-		"layerpipe_read_errors_total":               "0",
-		"layerpipe_retries_total":                   "0",
-		`layerpipe_read_seconds_bucket{le="+Inf"}`:  values["layerpipe_reads_total"],
-		"layerpipe_read_seconds_count":              values["layerpipe_reads_total"],
-		`layerpipe_fetched_bytes_total{for="idle"}`: "0",
-		"layerpipe_store_misses_total":              "0",
-		"layerpipe_store_failed_total":              "0",
-	} {
-		if values[name] != want || want == "" {
-			t.Errorf("%s is %q, want %q", name, values[name], want)
-		}
-	}
-	if n := len(reg.Requests()); n == 0 || values["layerpipe_store_written_bytes_total"] == "0" {
-		t.Errorf("%d requests, %s bytes written", n, values["layerpipe_store_written_bytes_total"])
-	}
-	for request, status := range map[string]string{
-		"GET /other HTTP/1.1\r\nHost: x\r\n\r\n":       "404",
-		"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n":    "405",
-		"GET /metrics\r\n\r\n":                         "400",
-		"\r\n":                                         "400",
-		"GET /metrics?x=y HTTP/1.0\r\n\r\n":            "200",
-		"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n":    "200",
-		"GET /" + strings.Repeat("x", 20_000) + "\r\n": "",
-	} {
-		c, err := net.Dial("tcp", m[1])
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Write([]byte(request))
-		b, _ := io.ReadAll(c)
-		c.Close()
-		if status == "" && len(b) > 0 || status != "" && !strings.HasPrefix(string(b), "HTTP/1.1 "+status+" ") {
-			t.Errorf("%.50q: %.50q", request, b)
-		}
-		if strings.HasPrefix(request, "HEAD") && !strings.HasSuffix(string(b), "\r\n\r\n") {
-			t.Error("HEAD has a body")
-		}
-	}
-	if code := s.stop(); code != 0 {
-		t.Errorf("exit code %d", code)
 	}
 }
 

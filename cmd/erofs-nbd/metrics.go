@@ -115,6 +115,7 @@ func (s *statistics) prometheus(w io.Writer) {
 		metric("store_wrong_total", "counter", "Files that were not what they should be.", d.Dropped)
 		metric("store_bytes", "gauge", "Bytes in it, of all processes, when last counted.", d.Used)
 	}
+	metric("requests_total", "counter", "HTTP requests to the registry.", s.caching.gets.Load())
 	l := s.disk.Stats()
 	kinds := fetchKinds(l)
 	fmt.Fprint(w, "# HELP layerpipe_fetches_total Reads of blobs, by what they were for.\n# TYPE layerpipe_fetches_total counter\n")

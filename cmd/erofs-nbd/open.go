@@ -78,6 +78,7 @@ func (f *flags) openBlobs(env *cli.Env, log *log, caching *caching) (*blobs, err
 		return nil, err
 	}
 	o.IdleTimeout, o.Retries, o.LongestAsked = readIdle, readFailures, readIdle
+	o.Requests = &caching.gets
 	o.Notify = func(line string) { log.printf("%s", line) }
 	if f.Verbose {
 		o.Verbose = o.Notify

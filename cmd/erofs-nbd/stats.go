@@ -108,8 +108,17 @@ func (s *statistics) print(env *cli.Env) {
 		env.Errorf("cache directory: %d hits, %d misses, %s read, %s written, %d writes failed, %d evicted, %d were wrong", d.Hits, d.Misses, cli.Size(d.Read), cli.Size(d.Written), d.Failed, d.Evicted, d.Dropped)
 	}
 	l := s.disk.Stats()
-	env.Errorf("layers: %d fetches, %s fetched, %s decoded, %d retries; of the fetches %d were ahead (%s), %d in idle time (%s)", l.Fetches, cli.Size(l.Fetched), cli.Size(l.Decoded), l.Retries,
+	env.Errorf("layers: %d fetches, %s decoded, %d retries; of the fetches %d were ahead (%s), %d in idle time (%s)", l.Fetches, cli.Size(l.Decoded), l.Retries,
 		l.AheadFetches, cli.Size(l.AheadFetched), l.IdleFetches, cli.Size(l.IdleFetched))
+	env.Errorf("network: %d requests, %s fetched for %s delivered%s", s.caching.gets.Load(), cli.Size(l.Fetched), cli.Size(n.Bytes), share(l.Fetched, n.Bytes))
+}
+
+// share is how many bytes were fetched for each that was delivered.
+func share(fetched, delivered int64) string {
+	if delivered == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%.2f)", float64(fetched)/float64(delivered))
 }
 
 func (s *statistics) within(q float64) string {

@@ -1,6 +1,9 @@
 package registry
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // Options are how a registry is spoken to. The zero value is what a public
 // registry wants.
@@ -48,6 +51,9 @@ type Options struct {
 	// Concurrency bounds the requests of random reads under way at once; 0: 8.
 	Concurrency int
 
+	// Requests, if not nil, counts the HTTP requests: all of them, also for
+	// tokens and those that fail.
+	Requests *atomic.Int64
 	// Notify, if not nil, gets a line on what a user may want to know while a
 	// request takes its time: retries, mostly. It may be called by many
 	// goroutines at once.

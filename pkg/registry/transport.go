@@ -96,6 +96,9 @@ type watched struct {
 func (c *client) roundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	timer := time.AfterFunc(c.o.IdleTimeout, func() { cancel(errStalled) })
+	if c.o.Requests != nil {
+		c.o.Requests.Add(1)
+	}
 	resp, err := c.transport.RoundTrip(req.WithContext(ctx))
 	timer.Stop()
 	if err != nil {
