@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -182,9 +183,17 @@ func (b *builder) finish() (*Result, error) {
 		for _, l := range b.res.Layers {
 			fin.Devices = append(fin.Devices, erofs.DeviceSpec{Tag: l.Tag(), Size: l.Size})
 		}
-		fin.Trailer = func(int64) ([]byte, error) {
+		// Compressing the windows takes as long as all the rest: side by side.
+		var body []byte
+		var err error
+		var made sync.WaitGroup
+		made.Go(func() {
 			s := seek.Section{Layers: b.res.Layers, Manifest: b.opts.Manifest}
-			body, err := s.MarshalBinary()
+			body, err = s.MarshalBinary()
+		})
+		defer made.Wait()
+		fin.Trailer = func(int64) ([]byte, error) {
+			made.Wait()
 			b.res.SeekSection = int64(len(body))
 			return body, err
 		}

@@ -21,6 +21,7 @@ const (
 // release it gives it back to the pool.
 type block struct {
 	refs atomic.Int32
+	skip int64 // bytes before the data that nobody wanted
 	n    int
 	buf  [headroom + blockSize]byte
 }
@@ -30,7 +31,7 @@ var blocks = sync.Pool{New: func() any { return new(block) }}
 // newBlock returns an empty block with one reference.
 func newBlock() *block {
 	b := blocks.Get().(*block)
-	b.n = 0
+	b.skip, b.n = 0, 0
 	b.refs.Store(1)
 	return b
 }
@@ -52,7 +53,12 @@ func (b *block) free() []byte { return b.buf[headroom+b.n:] }
 // fill reads until the block is full or r gives an error. io.ReadFull would not
 // do: its io.ErrUnexpectedEOF for a short last block could as well be r's own.
 func (b *block) fill(r io.Reader) error {
-	for idle := 0; len(b.free()) > 0; {
+	return b.fillUntil(r, func() bool { return false })
+}
+
+// fillUntil is fill that asks between two reads whether to stop early.
+func (b *block) fillUntil(r io.Reader, stop func() bool) error {
+	for idle := 0; len(b.free()) > 0 && !stop(); {
 		n, err := r.Read(b.free())
 		b.n += n
 		if err != nil {

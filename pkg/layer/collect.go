@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"hash"
+	"sync"
 
 	"github.com/layerpipe/layerpipe/pkg/seek"
 )
@@ -30,12 +31,14 @@ type collector struct {
 	jobs chan pieceJob
 	done chan struct{}
 
+	size int64 // bytes of output
+
 	// The hashing goroutine's.
 	piece   hash.Hash
 	pieceN  int
 	last    byte // the last byte hashed
 	digests [][][32]byte
-	size    int64 // bytes of output
+	windows []seek.Window
 }
 
 type heldBlock struct {
@@ -43,11 +46,13 @@ type heldBlock struct {
 	data []byte
 }
 
-// A pieceJob is either bytes to be hashed or the start of a span.
+// A pieceJob is bytes to be hashed, the start of a span, or the last span's
+// window.
 type pieceJob struct {
 	heldBlock
 	span   bool
 	shared bool // the span starts with the last byte of the one before
+	window *[seek.WindowSize]byte
 }
 
 var seekKinds = map[Kind]seek.Kind{Plain: seek.Plain, Gzip: seek.Gzip, Zstd: seek.Zstd}
@@ -105,8 +110,12 @@ func (c *collector) span(sp seek.Span) error {
 	return nil
 }
 
-// window sets the window of the last span.
-func (c *collector) window(w seek.Window) { c.spans[len(c.spans)-1].Window = w }
+// windows are reused: there is one for each span.
+var windows = sync.Pool{New: func() any { return new([seek.WindowSize]byte) }}
+
+// window sets the window of the last span; w came from windows, and goes there
+// when it is packed.
+func (c *collector) window(w *[seek.WindowSize]byte) { c.jobs <- pieceJob{window: w} }
 
 // minHandOver keeps the jobs from becoming many, in bytes.
 const minHandOver = 32 << 10
@@ -173,26 +182,31 @@ func (c *collector) finish(err error) *seek.Layer {
 		c.spans = nil
 	}
 	for i := range c.spans {
-		c.spans[i].Digests = c.digests[i]
+		c.spans[i].Digests, c.spans[i].Window = c.digests[i], c.windows[i]
 	}
 	return &seek.Layer{Kind: c.kind, Size: c.size, Spans: c.spans}
 }
 
-// hash is the goroutine that computes the digests of pieces. It depends on
-// nobody, so that sending to jobs never waits for long.
+// hash is the goroutine that computes the digests of pieces, and packs windows.
+// It depends on nobody, so that sending to jobs never waits for long.
 func (c *collector) hash() {
 	defer close(c.done)
 	for j := range c.jobs {
-		if j.span {
+		switch {
+		case j.span:
 			c.endPiece()
 			c.digests = append(c.digests, nil)
+			c.windows = append(c.windows, seek.Window{})
 			if j.shared {
 				c.write([]byte{c.last})
 			}
-			continue
+		case j.window != nil:
+			c.windows[len(c.windows)-1] = seek.PackWindow(j.window[:])
+			windows.Put(j.window)
+		default:
+			c.write(j.data)
+			j.b.release()
 		}
-		c.write(j.data)
-		j.b.release()
 	}
 	c.endPiece()
 }

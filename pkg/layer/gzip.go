@@ -14,11 +14,10 @@ type gunzipper struct {
 	c *collector
 
 	spanSize int64
-	first    inflate.Boundary // the first checkpoint, until output has begun
-	began    bool             // output has begun
-	lastOut  int64            // of the last checkpoint
-	window   []byte           // of the last checkpoint, if it has one
-	buf      [inflate.WindowSize]byte
+	first    inflate.Boundary          // the first checkpoint, until output has begun
+	began    bool                      // output has begun
+	lastOut  int64                     // of the last checkpoint
+	window   *[inflate.WindowSize]byte // of the last checkpoint, if it has one
 	trace    inflate.Trace
 	err      error // of the hook
 }
@@ -43,18 +42,40 @@ func (s *stream) gunzip(in *input, c *collector) error {
 	return nil
 }
 
+// step is how much is decoded at a time: little enough that it soon shows when
+// the Reader's caller does not want what comes, and that the collector hears
+// often of what need not be held any more.
+const step = 64 << 10
+
 // Read implements io.Reader.
 func (g *gunzipper) Read(p []byte) (int, error) {
-	n, err := g.z.Read(p)
+	n, err := g.z.Read(p[:min(len(p), step)])
+	return n, g.progress(int64(n), err)
+}
+
+// Discard implements discarder.
+func (g *gunzipper) Discard(n int64) (done int64, err error) {
+	for done < n && err == nil {
+		var k int64
+		k, err = g.z.Discard(min(n-done, step))
+		err = g.progress(k, err)
+		done += k
+	}
+	return done, err
+}
+
+// progress tells the collector of n more bytes, and returns what is wrong, if
+// not with the decoder then with the hook.
+func (g *gunzipper) progress(n int64, err error) error {
 	if n > 0 && g.err == nil {
 		if g.err = g.begin(); g.err == nil {
 			g.c.decoded(g.z.InputOffset(), g.z.OutputOffset())
 		}
 	}
 	if g.err != nil {
-		return n, g.err
+		return g.err
 	}
-	return n, err
+	return err
 }
 
 // boundary is the decoder's hook.
@@ -84,8 +105,8 @@ func (g *gunzipper) boundary(b inflate.Boundary) {
 	if g.err = g.c.span(g.point(b)); g.err != nil || b.Member {
 		return
 	}
-	g.window = g.buf[:]
-	g.z.Window(g.window)
+	g.window = windows.Get().(*[seek.WindowSize]byte)
+	g.z.Window(g.window[:])
 	g.z.StartTrace(&g.trace)
 }
 
@@ -105,8 +126,8 @@ func (g *gunzipper) begin() error {
 // endWindow finishes the last checkpoint's window: by the time there is
 // another, or the end, it is known what was used of it.
 func (g *gunzipper) endWindow() {
-	if g.window != nil && g.trace.Apply(g.window) {
-		g.c.window(seek.PackWindow(g.window))
+	if g.window != nil && g.trace.Apply(g.window[:]) {
+		g.c.window(g.window)
 	}
 	g.window = nil
 }

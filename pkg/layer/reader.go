@@ -46,6 +46,7 @@ type Reader struct {
 	s   *stream
 	cur *block
 	buf []byte // of cur, or of its headroom and cur, what was not read yet
+	end int64  // in the layer, of what cur holds
 	err error  // sticky
 }
 
@@ -77,6 +78,7 @@ func (r *Reader) next() bool {
 		r.cur.release()
 	}
 	r.cur = b
+	r.end += b.skip + int64(b.n)
 	r.buf = b.buf[headroom-rest : headroom+b.n]
 	return true
 }
@@ -147,9 +149,11 @@ func (r *Reader) Discard(n int64) (int64, error) {
 		if left -= k; left == 0 {
 			return n, nil
 		}
+		r.s.unwanted.Store(r.end + left)
 		if !r.next() {
 			return n - left, r.err
 		}
+		left -= r.cur.skip // which is part of what was unwanted
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,7 +44,10 @@ type stream struct {
 	sumEnd chan struct{} // closed when sum is complete
 
 	out chan *block
-	err error // why decode stopped; io.EOF if all is well. Set before out is closed.
+	// unwanted is up to where in the layer the Reader's caller has discarded
+	// everything: what is not decoded yet of that needs no block.
+	unwanted atomic.Int64
+	err      error // why decode stopped; io.EOF if all is well. Set before out is closed.
 
 	sniffed chan struct{}
 	kind    Kind
@@ -288,12 +292,29 @@ func (s *stream) pass(in *input, c *collector) error {
 	}
 }
 
-// pump hands on what a decoder gives.
+// A discarder is a decoder that skips output faster than it reads it out.
+type discarder interface {
+	// Discard skips n bytes; fewer only with an error.
+	Discard(n int64) (int64, error)
+}
+
+// pump hands on what a decoder gives, but for what nobody wants. An index needs
+// the headers alone: most of a layer need not travel to another processor.
 func (s *stream) pump(r io.Reader) error {
+	d, _ := r.(discarder)
+	off := int64(0) // in the layer, of what comes next
 	for {
 		b := newBlock()
-		err := b.fill(r)
-		if b.n == 0 {
+		var err error
+		if n := s.unwanted.Load() - off; n > 0 && d != nil {
+			b.skip, err = d.Discard(n)
+			off += b.skip
+		}
+		if err == nil {
+			err = b.fillUntil(r, func() bool { return d != nil && s.unwanted.Load() > off+int64(b.n) })
+			off += int64(b.n)
+		}
+		if b.n == 0 && b.skip == 0 {
 			b.release()
 		} else if !s.send(s.out, b) {
 			return context.Cause(s.ctx)
