@@ -47,7 +47,16 @@ func TestOthersRead(t *testing.T) {
 		// A copy looks at each layer.
 		interop.Run(t, skopeo, "--insecure-policy", "copy", "--quiet", from, "oci:"+at("copy")+":x")
 	}
-	interop.Run(t, umoci, "stat", "--image", at("layout")+":v1")
+	// Images are added to the layouts of others, and theirs to ours.
+	interop.Run(t, skopeo, "--insecure-policy", "copy", "--quiet", "--preserve-digests", "oci:"+at("layout")+":v1", "oci:"+at("layout")+":theirs")
+	fetch(t, "--plain-http", "-o", "oci:"+at("copy")+":ours", ref)
+	fetch(t, "--plain-http", "-o", "oci:"+at("layout")+":again", ref)
+	for _, in := range []string{at("layout") + ":v1", at("layout") + ":theirs", at("layout") + ":again", at("copy") + ":x", at("copy") + ":ours"} {
+		if raw := interop.Run(t, skopeo, "inspect", "--raw", "oci:"+in); !bytes.Equal(raw, fetch(t, "--manifest", "oci:"+in)) {
+			t.Errorf("%s: skopeo reads another manifest:\n%s", in, raw)
+		}
+		interop.Run(t, umoci, "stat", "--image", in)
+	}
 	if os.Geteuid() == 0 {
 		interop.Run(t, umoci, "unpack", "--image", at("layout")+":v1", at("bundle"))
 	}

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -153,12 +154,15 @@ func (c *command) run(ctx context.Context) error {
 	if img.ConfigBytes == nil {
 		blobs = append([]ocispec.Descriptor{img.Config}, blobs...)
 	}
+	progress := c.blobProgress(img.Layers, "layer")
+	if name, ok := strings.CutPrefix(f.Output, "oci:"); ok {
+		return c.layout(ctx, name, blobs, func(l *ociarchive.Layout, tag string, blob ociarchive.BlobFunc) error {
+			img.Tag = cmp.Or(tag, img.Tag)
+			return l.WriteImage(ctx, img, blob, progress)
+		})
+	}
 	open := source.Ahead(ctx, c.src, blobs, f.Jobs)
 	defer open.Close()
-	progress := c.blobProgress(img.Layers, "layer")
-	if dir, ok := strings.CutPrefix(f.Output, "oci:"); ok {
-		return ociarchive.WriteLayout(ctx, dir, img, open.Blob, progress)
-	}
 	return c.output(true, func(w io.Writer) error {
 		return ociarchive.WriteImage(ctx, w, img, open.Blob, progress)
 	})
@@ -180,15 +184,48 @@ func (c *command) runAll(ctx context.Context) error {
 	case f.List:
 		return c.output(false, func(w io.Writer) error { return listAll(w, set, f.JSON) })
 	}
+	progress := c.blobProgress(set.Blobs, "blob")
+	if name, ok := strings.CutPrefix(f.Output, "oci:"); ok {
+		return c.layout(ctx, name, set.Blobs, func(l *ociarchive.Layout, tag string, blob ociarchive.BlobFunc) error {
+			set.Tag = cmp.Or(tag, set.Tag)
+			return l.WriteSet(ctx, set, blob, progress)
+		})
+	}
 	open := source.Ahead(ctx, c.src, set.Blobs, f.Jobs)
 	defer open.Close()
-	progress := c.blobProgress(set.Blobs, "blob")
-	if dir, ok := strings.CutPrefix(f.Output, "oci:"); ok {
-		return ociarchive.WriteSetLayout(ctx, dir, set, open.Blob, progress)
-	}
 	return c.output(true, func(w io.Writer) error {
 		return ociarchive.WriteSet(ctx, w, set, open.Blob, progress)
 	})
+}
+
+// layout runs write with the layout that -o oci:DIR[:TAG] names, and fetches
+// those of the blobs that it does not have.
+func (c *command) layout(ctx context.Context, name string, blobs []ocispec.Descriptor,
+	write func(l *ociarchive.Layout, tag string, blob ociarchive.BlobFunc) error) error {
+	dir, tag, err := source.SplitTag(name)
+	if err != nil || strings.Contains(tag, ":") {
+		return cli.Usagef("--output oci:%s: want oci:DIR or oci:DIR:TAG", name)
+	}
+	l, err := ociarchive.CreateLayout(dir)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	defer cli.Temporary(l.Stage())()
+	l.Replace = tag != ""
+	missing, err := l.Missing(ctx, blobs)
+	if err != nil {
+		return err
+	}
+	if n := len(blobs) - len(missing); n > 0 {
+		c.verbosef("%s has %d of %d blobs already", dir, n, len(blobs))
+	}
+	open := source.Ahead(ctx, c.src, missing, c.flags.Jobs)
+	defer open.Close()
+	if err := write(l, tag, open.Blob); err != nil {
+		return err
+	}
+	return l.Commit()
 }
 
 // output runs write with where the output goes. A file appears only if all

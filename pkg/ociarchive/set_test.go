@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"path/filepath"
 	"strings"
@@ -92,7 +93,11 @@ func TestSet(t *testing.T) {
 		t.Errorf("written again: %d bytes of %d, %v", copied.Len(), buf.Len(), err)
 	}
 	dir := filepath.Join(t.TempDir(), "layout")
-	if err := WriteSetLayout(t.Context(), dir, again, fromFile, nil); err != nil {
+	l, err := CreateLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.WriteSet(t.Context(), again, fromFile, nil), l.Commit()); err != nil {
 		t.Fatal(err)
 	}
 	for name := range names {

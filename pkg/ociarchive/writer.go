@@ -30,32 +30,25 @@ type BlobFunc func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, er
 // progress, if not nil, is called while a layer passes, with the layer's place
 // (0 is the lowest) and the number of its bytes written so far.
 func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) error {
-	c, err := imageContents(img)
-	if err != nil {
-		return err
-	}
-	return c.writeTar(ctx, w, blob, progress)
+	return imageContents(img).writeTar(ctx, w, blob, progress)
 }
 
 // WriteSet is WriteImage for all platforms: index.json lists the set's root,
 // and the manifests come before the configs, and those before the layers.
 // progress gets the place of a blob in set.Blobs.
 func WriteSet(ctx context.Context, w io.Writer, set *ociimage.Set, blob BlobFunc, progress func(blob int, n int64)) error {
-	c, err := setContents(set)
-	if err != nil {
-		return err
-	}
-	return c.writeTar(ctx, w, blob, progress)
+	return setContents(set).writeTar(ctx, w, blob, progress)
 }
 
 // contents is what goes into an archive or a layout, in order.
 type contents struct {
-	small []smallFile
-	blobs []part // each digest once
+	entry ocispec.Descriptor // of index.json
+	small []smallBlob        // manifests, and a config if its bytes are known
+	blobs []part             // each digest once
 }
 
-type smallFile struct {
-	name string
+type smallBlob struct {
+	d    ocispec.Descriptor
 	data []byte
 }
 
@@ -66,14 +59,13 @@ type part struct {
 	d    ocispec.Descriptor
 }
 
-func imageContents(img *ociimage.Image) (*contents, error) {
-	c := &contents{}
-	err := c.describe(img.Manifest, img.Tag, img.FullName)
-	c.small = append(c.small, smallFile{ociimage.BlobPath(img.Manifest.Digest), img.ManifestBytes})
+func imageContents(img *ociimage.Image) *contents {
+	c := &contents{entry: indexEntry(img.Manifest, img.Tag, img.FullName)}
+	c.small = append(c.small, smallBlob{img.Manifest, img.ManifestBytes})
 	if img.ConfigBytes == nil {
 		c.blobs = append(c.blobs, part{"config", -1, img.Config})
 	} else {
-		c.small = append(c.small, smallFile{ociimage.BlobPath(img.Config.Digest), img.ConfigBytes})
+		c.small = append(c.small, smallBlob{img.Config, img.ConfigBytes})
 	}
 	seen := map[digest.Digest]bool{img.Manifest.Digest: true, img.Config.Digest: true}
 	for i, l := range img.Layers {
@@ -82,30 +74,18 @@ func imageContents(img *ociimage.Image) (*contents, error) {
 			c.blobs = append(c.blobs, part{fmt.Sprintf("layer %d", i), i, l})
 		}
 	}
-	return c, err
+	return c
 }
 
-func setContents(set *ociimage.Set) (*contents, error) {
-	c := &contents{}
-	err := c.describe(set.Root, set.Tag, set.FullName)
+func setContents(set *ociimage.Set) *contents {
+	c := &contents{entry: indexEntry(set.Root, set.Tag, set.FullName)}
 	for _, m := range set.Manifests {
-		c.small = append(c.small, smallFile{ociimage.BlobPath(m.Descriptor.Digest), m.Bytes})
+		c.small = append(c.small, smallBlob{m.Descriptor, m.Bytes})
 	}
 	for i, d := range set.Blobs {
 		c.blobs = append(c.blobs, part{fmt.Sprintf("blob %d", i), i, d})
 	}
-	return c, err
-}
-
-// describe adds the two files that make a directory an image layout.
-func (c *contents) describe(root ocispec.Descriptor, tag, fullName string) error {
-	layout, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-	if err != nil {
-		return err
-	}
-	index, err := indexJSON(root, tag, fullName)
-	c.small = append(c.small, smallFile{ocispec.ImageLayoutFile, layout}, smallFile{ocispec.ImageIndexFile, index})
-	return err
+	return c
 }
 
 // each calls f with each blob, and with the function that wants to know how
@@ -124,16 +104,34 @@ func (c *contents) each(progress func(int, int64), f func(ocispec.Descriptor, fu
 }
 
 func (c *contents) writeTar(ctx context.Context, w io.Writer, blob BlobFunc, progress func(int, int64)) error {
+	index, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{c.entry},
+	})
+	if err != nil {
+		return err
+	}
 	tw := tar.NewWriter(w)
-	for _, f := range c.small {
-		if err := writeHeader(tw, f.name, int64(len(f.data))); err != nil {
+	file := func(name string, b []byte) error {
+		if err := writeHeader(tw, name, int64(len(b))); err != nil {
 			return err
 		}
-		if _, err := tw.Write(f.data); err != nil {
+		_, err := tw.Write(b)
+		return err
+	}
+	if err := file(ocispec.ImageLayoutFile, layoutJSON); err != nil {
+		return err
+	}
+	if err := file(ocispec.ImageIndexFile, index); err != nil {
+		return err
+	}
+	for _, m := range c.small {
+		if err := file(ociimage.BlobPath(m.d.Digest), m.data); err != nil {
 			return err
 		}
 	}
-	err := c.each(progress, func(d ocispec.Descriptor, report func(int64)) error { return writeBlob(ctx, tw, d, blob, report) })
+	err = c.each(progress, func(d ocispec.Descriptor, report func(int64)) error { return writeBlob(ctx, tw, d, blob, report) })
 	if err != nil {
 		return err
 	}
@@ -193,9 +191,12 @@ func writeHeader(tw *tar.Writer, name string, size int64) error {
 	})
 }
 
-// indexJSON lists the one image under its tag. skopeo and umoci find it by the
-// tag, containerd and podman by the full name.
-func indexJSON(root ocispec.Descriptor, tag, fullName string) ([]byte, error) {
+// layoutJSON is the file that says what kind of directory a layout is.
+var layoutJSON = []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)
+
+// indexEntry is what index.json says of an image. skopeo and umoci find it by
+// the tag, containerd and podman by the full name.
+func indexEntry(root ocispec.Descriptor, tag, fullName string) ocispec.Descriptor {
 	d := ocispec.Descriptor{
 		MediaType:   root.MediaType,
 		Digest:      root.Digest,
@@ -209,9 +210,5 @@ func indexJSON(root ocispec.Descriptor, tag, fullName string) ([]byte, error) {
 	if fullName != "" {
 		d.Annotations[ociimage.AnnotationContainerdName] = fullName
 	}
-	return json.Marshal(ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageIndex,
-		Manifests: []ocispec.Descriptor{d},
-	})
+	return d
 }

@@ -21,11 +21,11 @@ type layout struct {
 }
 
 func openLayout(ref, name string) (Source, error) {
-	dir, tag, err := splitTag(name)
+	dir, tag, err := SplitTag(name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
-	b, err := readSmall(filepath.Join(dir, ocispec.ImageLayoutFile))
+	b, err := ociarchive.ReadSmall(filepath.Join(dir, ocispec.ImageLayoutFile))
 	if err != nil {
 		return nil, fmt.Errorf("%s is no image layout: %w", dir, notFound(err))
 	}
@@ -35,25 +35,11 @@ func openLayout(ref, name string) (Source, error) {
 	return &layout{ref, dir, tag}, nil
 }
 
-// readSmall reads a file that describes an image.
-func readSmall(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, ociimage.MaxManifestSize+1))
-	if err == nil && len(b) > ociimage.MaxManifestSize {
-		err = fmt.Errorf("%s: over %d bytes: %w", name, ociimage.MaxManifestSize, fault.ErrCorrupt)
-	}
-	return b, err
-}
-
 func (l *layout) Name() string { return l.ref }
 func (l *layout) Close() error { return nil }
 
 func (l *layout) Resolve(ctx context.Context, p *ocispec.Platform) (*Image, error) {
-	b, err := readSmall(filepath.Join(l.dir, ocispec.ImageIndexFile))
+	b, err := ociarchive.ReadSmall(filepath.Join(l.dir, ocispec.ImageIndexFile))
 	if err != nil {
 		return nil, notFound(err)
 	}
@@ -66,7 +52,7 @@ func (l *layout) Resolve(ctx context.Context, p *ocispec.Platform) (*Image, erro
 }
 
 func (l *layout) ResolveAll(ctx context.Context) (*Set, error) {
-	b, err := readSmall(filepath.Join(l.dir, ocispec.ImageIndexFile))
+	b, err := ociarchive.ReadSmall(filepath.Join(l.dir, ocispec.ImageIndexFile))
 	if err != nil {
 		return nil, notFound(err)
 	}
@@ -128,7 +114,7 @@ type archive struct {
 }
 
 func openArchive(ref, name string) (Source, error) {
-	path, tag, err := splitTag(name)
+	path, tag, err := SplitTag(name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}

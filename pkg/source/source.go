@@ -81,9 +81,9 @@ func IsLocal(ref string) bool {
 	return strings.HasPrefix(ref, layoutPrefix) || strings.HasPrefix(ref, archivePrefix)
 }
 
-// splitTag splits PATH[:TAG] or PATH[@DIGEST]. A path that exists as it is has
-// no tag, whatever is in it.
-func splitTag(s string) (path, tag string, err error) {
+// SplitTag splits PATH[:TAG] or PATH[@DIGEST], which oci: and oci-archive: stand
+// before. A path that exists as it is has no tag, whatever is in it.
+func SplitTag(s string) (path, tag string, err error) {
 	if s == "" {
 		return "", "", fault.Usagef("no path")
 	}

@@ -5,12 +5,19 @@ import (
 	"sync"
 )
 
-// temporaries are the files to remove should a signal end the process before
-// their owners can.
+// temporaries are the files and directories to remove should a signal end the
+// process before their owners can.
 var temporaries = struct {
 	sync.Mutex
 	names map[string]struct{}
 }{names: make(map[string]struct{})}
+
+// Temporary is for a directory that its owner removes or renames. A signal that
+// ends the process before that removes it, unless forget was called.
+func Temporary(dir string) (forget func()) {
+	keepTemporary(dir)
+	return func() { forgetTemporary(dir) }
+}
 
 // keepTemporary is for a name that a file is about to get.
 func keepTemporary(name string) {
@@ -30,6 +37,6 @@ func forgetTemporary(name string) {
 func removeTemporaries() {
 	temporaries.Lock()
 	for name := range temporaries.names {
-		os.Remove(name)
+		os.RemoveAll(name)
 	}
 }
