@@ -15,6 +15,7 @@ const ruleSeek = erofs.Rule("seek-section") // the seek section, where there is 
 type problemInfo struct {
 	Rule   erofs.Rule `json:"rule"`
 	Path   string     `json:"path,omitempty"`
+	Bytes  []byte     `json:"pathBytes,omitempty"` // the path, where JSON cannot hold it
 	Nid    uint64     `json:"nid,omitempty"`
 	Detail string     `json:"detail"`
 }
@@ -33,7 +34,7 @@ func (d *dump) check(ctx context.Context) error {
 		integrity = integrity || p.Rule == erofs.RuleChecksum || p.Rule == ruleSeek
 		var err error
 		if d.flags.JSON {
-			info := problemInfo{Rule: p.Rule, Path: p.Path, Detail: p.Detail}
+			info := problemInfo{Rule: p.Rule, Path: p.Path, Bytes: notUTF8(p.Path), Detail: p.Detail}
 			if p.Path != "" {
 				info.Nid = p.Nid
 			}

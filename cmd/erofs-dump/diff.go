@@ -10,7 +10,8 @@ import (
 
 type differenceInfo struct {
 	Path    string   `json:"path"`
-	Change  string   `json:"change"` // added, removed, changed
+	Bytes   []byte   `json:"pathBytes,omitempty"` // the path, where JSON cannot hold it
+	Change  string   `json:"change"`              // added, removed, changed
 	Changes []string `json:"changes,omitempty"`
 }
 
@@ -31,7 +32,7 @@ func (d *dump) diff(ctx context.Context) error {
 	err = erofs.Diff(ctx, d.fsys, other, func(v erofs.Difference) error {
 		n++
 		if d.flags.JSON {
-			return list.add(differenceInfo{v.Path, v.Change.String(), v.Details})
+			return list.add(differenceInfo{v.Path, notUTF8(v.Path), v.Change.String(), v.Details})
 		}
 		sign := map[erofs.Change]string{erofs.Added: "+", erofs.Removed: "-", erofs.Changed: "~"}[v.Change]
 		line := sign + " " + quoteName(v.Path)

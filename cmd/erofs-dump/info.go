@@ -23,22 +23,24 @@ type imageInfo struct {
 }
 
 type superInfo struct {
-	BlockSize     int64     `json:"blockSize"`
-	Blocks        uint64    `json:"blocks"`
-	Inodes        uint64    `json:"inodes"`
-	RootNid       uint64    `json:"rootNid"`
-	UUID          string    `json:"uuid"`
-	Label         string    `json:"label,omitempty"`
-	Epoch         time.Time `json:"epoch"`
-	Built         time.Time `json:"built"`
-	Compatible    []string  `json:"compatibleFeatures"`
-	Incompatible  []string  `json:"incompatibleFeatures"`
-	Algorithms    []string  `json:"algorithms,omitempty"`
-	MetaBlkaddr   uint32    `json:"metaBlkaddr"`
-	XattrBlkaddr  uint32    `json:"xattrBlkaddr"`
-	XattrPrefixes []string  `json:"xattrPrefixes,omitempty"`
-	PackedNid     uint64    `json:"packedNid,omitempty"`
-	MetaboxNid    uint64    `json:"metaboxNid,omitempty"`
+	BlockSize     int64    `json:"blockSize"`
+	Blocks        uint64   `json:"blocks"`
+	Inodes        uint64   `json:"inodes"`
+	RootNid       uint64   `json:"rootNid"`
+	UUID          string   `json:"uuid"`
+	Label         string   `json:"label,omitempty"`
+	Epoch         string   `json:"epoch"`
+	Built         string   `json:"built"`
+	Linux         string   `json:"linux"` // the first release that reads it
+	Compatible    []string `json:"compatibleFeatures"`
+	Incompatible  []string `json:"incompatibleFeatures"`
+	Algorithms    []string `json:"algorithms,omitempty"`
+	Size          int      `json:"size"` // bytes, of the superblock itself
+	MetaBlkaddr   uint32   `json:"metaBlkaddr"`
+	XattrBlkaddr  uint32   `json:"xattrBlkaddr"`
+	XattrPrefixes []string `json:"xattrPrefixes,omitempty"`
+	PackedNid     uint64   `json:"packedNid,omitempty"`
+	MetaboxNid    uint64   `json:"metaboxNid,omitempty"`
 }
 
 type deviceInfo struct {
@@ -106,8 +108,10 @@ func (d *dump) super() superInfo {
 		RootNid:       sb.RootNid(),
 		UUID:          fmt.Sprintf("%x-%x-%x-%x-%x", sb.UUID[0:4], sb.UUID[4:6], sb.UUID[6:8], sb.UUID[8:10], sb.UUID[10:16]),
 		Label:         d.fsys.Label(),
-		Epoch:         time.Unix(sb.Epoch, int64(sb.FixedNsec)).UTC(),
-		Built:         time.Unix(sb.Epoch+int64(sb.BuildTime), int64(sb.FixedNsec)).UTC(),
+		Epoch:         timeString(time.Unix(sb.Epoch, int64(sb.FixedNsec))),
+		Built:         time.Unix(sb.Epoch+int64(sb.BuildTime), 0).UTC().Format(time.RFC3339),
+		Linux:         linuxFor(&sb),
+		Size:          sb.Size(),
 		Compatible:    features(sb.FeatureCompat, compatNames),
 		Incompatible:  features(sb.FeatureIncompat, incompatNames),
 		MetaBlkaddr:   sb.MetaBlkaddr,
@@ -166,18 +170,23 @@ func (d *dump) seekSection() *seekInfo {
 func (d *dump) printInfo(i *imageInfo) {
 	s := &i.Superblock
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(d.out, "%-15s %s\n", name+":", fmt.Sprintf(format, args...))
+		if name != "" { // else the row goes on with the one above
+			name += ":"
+		}
+		fmt.Fprintf(d.out, "%-15s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("image", "%s, %d blocks of %d bytes", cli.Size(int64(s.Blocks)*s.BlockSize), s.Blocks, s.BlockSize)
 	row("uuid", "%s", s.UUID)
 	if s.Label != "" {
 		row("label", "%s", quoteName(s.Label))
 	}
-	row("built", "%s", s.Built.Format(time.RFC3339))
-	row("epoch", "%s", s.Epoch.Format(time.RFC3339Nano))
+	row("built", "%s", s.Built)
+	row("epoch", "%s", s.Epoch)
 	row("inodes", "%d, root nid %s", s.Inodes, erofs.FormatNid(s.RootNid))
+	row("metadata", "superblock of %d bytes, inodes from block %d on, shared xattrs from block %d on", s.Size, s.MetaBlkaddr, s.XattrBlkaddr)
 	row("compatible", "%s", or(strings.Join(s.Compatible, " "), "none"))
 	row("incompatible", "%s", or(strings.Join(s.Incompatible, " "), "none"))
+	row("linux", "%s or later", s.Linux)
 	if len(s.Algorithms) > 0 {
 		row("algorithms", "%s", strings.Join(s.Algorithms, " "))
 	}
@@ -212,14 +221,23 @@ func (d *dump) printSeek(s *seekInfo, row func(name, format string, args ...any)
 		row("seek section", "damaged: %s", s.Error)
 		return
 	}
-	row("seek section", "%d layers", len(s.Layers))
+	row("seek section", "%d %s", len(s.Layers), plural(len(s.Layers), "layer"))
 	if s.Manifest != "" {
 		row("  manifest", "%s", s.Manifest)
 	}
 	for i, l := range s.Layers {
-		row(fmt.Sprintf("  layer %d", i), "%s of %s (%s uncompressed), %d spans, %d digests", cli.Size(l.BlobSize), l.Kind, cli.Size(l.Size), l.Spans, l.Digests)
-		row("", "  %s", l.Digest)
+		row(fmt.Sprintf("  layer %d", i), "%s of %s (%s uncompressed), %d %s, %d %s", cli.Size(l.BlobSize), l.Kind, cli.Size(l.Size),
+			l.Spans, plural(l.Spans, "span"), l.Digests, plural(l.Digests, "digest"))
+		row("", "%s", l.Digest)
 	}
+}
+
+// plural is a noun for n things.
+func plural(n int, noun string) string {
+	if n == 1 {
+		return noun
+	}
+	return noun + "s"
 }
 
 func or(s, empty string) string {

@@ -10,6 +10,7 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
@@ -18,6 +19,7 @@ import (
 // entry is what --ls and --stat say of a file, in JSON.
 type entry struct {
 	Path   string     `json:"path,omitempty"`
+	Bytes  []byte     `json:"pathBytes,omitempty"` // the path, where JSON cannot hold it
 	Nid    uint64     `json:"nid"`
 	Type   string     `json:"type"`
 	Mode   string     `json:"mode"` // octal permissions
@@ -25,16 +27,20 @@ type entry struct {
 	GID    uint32     `json:"gid"`
 	Nlink  uint32     `json:"nlink"`
 	Size   int64      `json:"size"` // bytes
-	Mtime  time.Time  `json:"mtime"`
+	Mtime  string     `json:"mtime"`
 	Device string     `json:"device,omitempty"` // major:minor
 	Target string     `json:"target,omitempty"`
+	To     []byte     `json:"targetBytes,omitempty"`
 	Detail *inodeInfo `json:"inode,omitempty"` // --stat alone
+
+	mtime time.Time
 }
 
 // entry describes an inode.
 func (d *dump) entry(name string, st *erofs.Stat) (*entry, error) {
 	e := &entry{
 		Path:  name,
+		Bytes: notUTF8(name),
 		Nid:   st.Nid,
 		Type:  st.Type(),
 		Mode:  fmt.Sprintf("%04o", st.Mode&0o7777),
@@ -42,7 +48,8 @@ func (d *dump) entry(name string, st *erofs.Stat) (*entry, error) {
 		GID:   st.GID,
 		Nlink: st.Nlink,
 		Size:  st.Size,
-		Mtime: st.Mtime.UTC(),
+		Mtime: timeString(st.Mtime),
+		mtime: st.Mtime.UTC(),
 	}
 	if t := st.Mode & ondisk.ModeTypeMask; t == ondisk.ModeChar || t == ondisk.ModeBlock {
 		major, minor := st.Device()
@@ -53,10 +60,22 @@ func (d *dump) entry(name string, st *erofs.Stat) (*entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		e.Target = target
+		e.Target, e.To = target, notUTF8(target)
 	}
 	return e, nil
 }
+
+// notUTF8 is a string that JSON cannot hold as it is; nil for one that it can.
+func notUTF8(s string) []byte {
+	if utf8.ValidString(s) {
+		return nil
+	}
+	return []byte(s)
+}
+
+// timeString is a time in JSON. That of time.Time itself knows no year after
+// 9999, and an image may.
+func timeString(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // ls lists a directory, or shows one file.
 func (d *dump) ls(ctx context.Context) error {
@@ -130,7 +149,10 @@ func (d *dump) printRow(e *entry) error {
 	if e.Target != "" {
 		name += " -> " + quoteName(e.Target)
 	}
-	_, err := fmt.Fprintf(d.out, "%s %3d %5d %5d %11s %s %s\n", modeString(e), e.Nlink, e.UID, e.GID, size, e.Mtime.Format("2006-01-02 15:04:05"), name)
+	if d.flags.Inode {
+		fmt.Fprintf(d.out, "%8d ", e.Nid) // as --nid takes it
+	}
+	_, err := fmt.Fprintf(d.out, "%s %3d %5d %5d %11s %s %s\n", modeString(e), e.Nlink, e.UID, e.GID, size, e.mtime.Format("2006-01-02 15:04:05"), name)
 	return err
 }
 

@@ -10,6 +10,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
@@ -37,6 +40,7 @@ type flags struct {
 	Diff  bool `xor:"mode" help:"Compare with another image."`
 
 	Recursive bool     `short:"R" help:"With --ls: list what is below too."`
+	Inode     bool     `short:"i" help:"With --ls: show the inodes' numbers."`
 	JSON      bool     `name:"json" help:"Print JSON."`
 	Data      bool     `help:"With --check: read all files."`
 	Nid       *uint64  `placeholder:"N" help:"An inode's number instead of a path."`
@@ -124,6 +128,8 @@ func (d *dump) usage() error {
 		return cli.Usagef("--cat needs a path")
 	case f.Recursive && !f.Ls:
 		return cli.Usagef("-R goes with --ls")
+	case f.Inode && !f.Ls:
+		return cli.Usagef("-i goes with --ls")
 	case f.Data && !f.Check:
 		return cli.Usagef("--data goes with --check")
 	case f.JSON && (f.Cat || f.Tar):
@@ -238,10 +244,15 @@ func (d *dump) binary() (*bufio.Writer, error) {
 
 // isText says whether bytes may be shown: no controls but those of plain text.
 func isText(b []byte) bool {
-	for _, c := range b {
-		if c < 0x20 && c != '\n' && c != '\t' && c != '\r' && c != '\f' || c == 0x7f {
+	for len(b) > 0 {
+		c, n := utf8.DecodeRune(b)
+		if c == utf8.RuneError && n == 1 {
+			c = rune(b[0]) // Latin-1, perhaps, which has control characters too
+		}
+		if unicode.IsControl(c) && !strings.ContainsRune("\n\t\r\f", c) {
 			return false
 		}
+		b = b[n:]
 	}
 	return true
 }

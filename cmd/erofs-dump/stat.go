@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
+	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 )
 
 // inodeInfo is what --stat says beyond what every listing says.
@@ -17,6 +17,7 @@ type inodeInfo struct {
 	Offset   int64        `json:"offset"`
 	Size     int          `json:"size"` // 32 or 64
 	Layout   string       `json:"layout"`
+	Stored   int64        `json:"storedBytes"` // of the extents; those in the packed inode do not count
 	Xattrs   []xattrInfo  `json:"xattrs,omitempty"`
 	Extents  []extentInfo `json:"extents,omitempty"`
 	Withheld int          `json:"extentsWithheld,omitempty"` // beyond maxExtents
@@ -92,6 +93,9 @@ func (d *dump) detail(ctx context.Context, st *erofs.Stat) (*inodeInfo, error) {
 		i.Xattrs = append(i.Xattrs, info)
 	}
 	err = d.fsys.Extents(st.Nid, func(e erofs.FileExtent) error {
+		if e.Kind != erofs.ExtentHole && e.Kind != erofs.ExtentFragment {
+			i.Stored += e.AddrLen
+		}
 		if len(i.Extents) == maxExtents {
 			i.Withheld++
 			return ctx.Err()
@@ -117,7 +121,7 @@ func (d *dump) printStat(e *entry) {
 		row("path", "%s", quoteName(e.Path))
 	}
 	i := e.Detail
-	row("nid", "%s (ino %d), %d bytes at %d", erofs.FormatNid(e.Nid), i.Ino, i.Size, i.Offset)
+	row("nid", "%s (ino %d), an inode of %d bytes at %d", erofs.FormatNid(e.Nid), i.Ino, i.Size, i.Offset)
 	row("type", "%s", e.Type)
 	if e.Target != "" {
 		row("target", "%s", quoteName(e.Target))
@@ -129,8 +133,11 @@ func (d *dump) printStat(e *entry) {
 	row("owner", "%d:%d", e.UID, e.GID)
 	row("links", "%d", e.Nlink)
 	row("size", "%d (%s)", e.Size, cli.Size(e.Size))
-	row("mtime", "%s", e.Mtime.Format(time.RFC3339Nano))
+	row("mtime", "%s", e.Mtime)
 	row("layout", "%s", i.Layout)
+	if len(i.Extents) > 0 {
+		row("stored", "%d (%s), %s of the size", i.Stored, cli.Size(i.Stored), percent(i.Stored, e.Size))
+	}
 	for _, x := range i.Xattrs {
 		value := fmt.Sprintf("%q", x.Value)
 		if x.Hex != "" {
@@ -140,8 +147,14 @@ func (d *dump) printStat(e *entry) {
 	}
 	for _, x := range i.Extents {
 		where := fmt.Sprintf("%d bytes at %d", x.AddrLen, x.Addr)
-		if x.Device > 0 {
+		inMetabox := e.Nid&ondisk.NidMetabox != 0 && (x.Kind == "inline" || x.Kind == "encoded-inline")
+		switch {
+		case x.Device > 0:
 			where += fmt.Sprintf(" of device %d", x.Device)
+		case x.Kind == "fragment":
+			where += " of the packed inode"
+		case inMetabox:
+			where += " of the metabox"
 		}
 		switch x.Kind {
 		case "hole":

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -21,20 +23,70 @@ type statistics struct {
 	Layouts   map[string]int `json:"layouts"` // of what has contents
 	Names     int            `json:"names"`
 	FileBytes int64          `json:"fileBytes"`     // the files' sizes
+	Stored    int64          `json:"storedBytes"`   // what they take up; what files share counts for each
 	Holes     int64          `json:"holeBytes"`     // of compressed and chunk-based files
 	XattrArea int64          `json:"xattrBytes"`    // the inodes' own; shared values not counted
 	WithXattr int            `json:"withXattrs"`    // inodes
 	Encoded   int64          `json:"encodedBytes"`  // compressed extents, as they are stored
 	Decoded   int64          `json:"decodedBytes"`  // the same, decoded
 	Fragments int64          `json:"fragmentBytes"` // in the packed inode
+	Sizes     histogram      `json:"sizes"`         // of files
+	OnDisk    histogram      `json:"storedSizes"`   // of the same files
+	Suffixes  []suffix       `json:"suffixes"`      // of files' names, the most frequent ones
 }
+
+// histogram counts sizes by powers of two, from 1 KiB on.
+type histogram []bucket
+
+type bucket struct {
+	Below int64 `json:"below"` // bytes
+	Files int   `json:"files"`
+}
+
+func (h *histogram) add(size int64) {
+	below := int64(1 << 10)
+	for below <= size && below < 1<<62 {
+		below <<= 1
+	}
+	i, ok := slices.BinarySearchFunc(*h, below, func(b bucket, below int64) int { return cmp.Compare(b.Below, below) })
+	if !ok {
+		*h = slices.Insert(*h, i, bucket{Below: below})
+	}
+	(*h)[i].Files++
+}
+
+// print prints a histogram, a few sizes to a row.
+func (h histogram) print(name string, row func(name, format string, args ...any)) {
+	for part := range slices.Chunk(h, 6) {
+		var list []string
+		for _, b := range part {
+			// A power of two has no digits behind the point.
+			size := strings.Replace(cli.Size(b.Below).String(), ".00", "", 1)
+			list = append(list, fmt.Sprintf("%d below %s", b.Files, strings.Replace(size, ".0", "", 1)))
+		}
+		row(name, "%s", strings.Join(list, ", "))
+		name = ""
+	}
+}
+
+// suffix is the end of some files' names, from the last dot on.
+type suffix struct {
+	Suffix string `json:"suffix"`
+	Files  int    `json:"files"`
+}
+
+const (
+	maxSuffixes  = 10     // shown
+	manySuffixes = 10_000 // counted: an image may have as many as files
+)
 
 var layoutNames = [...]string{"flat-plain", "compressed-full", "flat-inline", "compressed-compact", "chunk-based"}
 
 func (d *dump) statistics(ctx context.Context, s *statistics) error {
 	s.Types, s.Layouts = make(map[string]int), make(map[string]int)
 	seen := make(map[uint64]bool) // inodes with several names
-	return d.fsys.Walk(d.fsys.RootNid(), func(name string, st *erofs.Stat) error {
+	suffixes := make(map[string]int)
+	err := d.fsys.Walk(d.fsys.RootNid(), func(name string, st *erofs.Stat) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -45,28 +97,51 @@ func (d *dump) statistics(ctx context.Context, s *statistics) error {
 			}
 			seen[st.Nid] = true
 		}
-		s.Types[st.Type()]++
-		if st.Extended {
-			s.Extended++
-		} else {
-			s.Compact++
-		}
-		if st.XattrSize > 0 {
-			s.WithXattr++
-			s.XattrArea += int64(st.XattrSize)
-		}
-		if st.IsRegular() || st.IsDir() || st.IsSymlink() {
-			s.Layouts[layoutNames[st.Layout]]++
-		}
+		s.inode(st)
 		if !st.IsRegular() {
 			return nil
 		}
-		s.FileBytes += st.Size
-		switch st.Layout {
-		case ondisk.LayoutFlatPlain, ondisk.LayoutFlatInline:
-			return nil // nothing to learn from the extents
+		if end := path.Ext(name); end != "" && (suffixes[end] > 0 || len(suffixes) < manySuffixes) {
+			suffixes[end]++
 		}
-		err := d.fsys.Extents(st.Nid, func(e erofs.FileExtent) error {
+		if err := s.contents(ctx, d.fsys, st); err != nil {
+			return fmt.Errorf("%q: %w", name, err)
+		}
+		return nil
+	})
+	for _, end := range slices.Sorted(maps.Keys(suffixes)) {
+		s.Suffixes = append(s.Suffixes, suffix{end, suffixes[end]})
+	}
+	slices.SortStableFunc(s.Suffixes, func(a, b suffix) int { return cmp.Compare(b.Files, a.Files) })
+	s.Suffixes = s.Suffixes[:min(len(s.Suffixes), maxSuffixes)]
+	return err
+}
+
+// inode counts an inode of any type.
+func (s *statistics) inode(st *erofs.Stat) {
+	s.Types[st.Type()]++
+	if st.Extended {
+		s.Extended++
+	} else {
+		s.Compact++
+	}
+	if st.XattrSize > 0 {
+		s.WithXattr++
+		s.XattrArea += int64(st.XattrSize)
+	}
+	if st.IsRegular() || st.IsDir() || st.IsSymlink() {
+		s.Layouts[layoutNames[st.Layout]]++
+	}
+}
+
+// contents counts a file's bytes.
+func (s *statistics) contents(ctx context.Context, fsys *erofs.FS, st *erofs.Stat) error {
+	stored := int64(0)
+	switch st.Layout {
+	case ondisk.LayoutFlatPlain, ondisk.LayoutFlatInline:
+		stored = st.Size // nothing to learn from the extents
+	default:
+		err := fsys.Extents(st.Nid, func(e erofs.FileExtent) error {
 			switch e.Kind {
 			case erofs.ExtentHole:
 				s.Holes += e.Length
@@ -75,14 +150,21 @@ func (d *dump) statistics(ctx context.Context, s *statistics) error {
 			case erofs.ExtentEncoded:
 				s.Encoded += e.AddrLen
 				s.Decoded += e.Length
+				stored += e.AddrLen
+			default:
+				stored += e.AddrLen
 			}
 			return ctx.Err()
 		})
 		if err != nil {
-			return fmt.Errorf("%q: %w", name, err)
+			return err
 		}
-		return nil
-	})
+	}
+	s.FileBytes += st.Size
+	s.Stored += stored
+	s.Sizes.add(st.Size)
+	s.OnDisk.add(stored)
+	return nil
 }
 
 func (d *dump) printStatistics(s *statistics, row func(name, format string, args ...any)) {
@@ -101,11 +183,22 @@ func (d *dump) printStatistics(s *statistics, row func(name, format string, args
 		types[name] = n
 	}
 	row("tree", "%s; %d names", counts(types), s.Names)
-	row("file sizes", "%s", cli.Size(s.FileBytes))
-	row("forms", "%d compact, %d extended; %d with xattrs (%s)", s.Compact, s.Extended, s.WithXattr, cli.Size(s.XattrArea))
+	row("inode sizes", "%d of 32 bytes, %d of 64; %d with xattrs (%s)", s.Compact, s.Extended, s.WithXattr, cli.Size(s.XattrArea))
 	row("layouts", "%s", counts(s.Layouts))
+	if s.FileBytes > 0 {
+		row("files", "%s, stored in %s (%s)", cli.Size(s.FileBytes), cli.Size(s.Stored), percent(s.Stored, s.FileBytes))
+		s.Sizes.print("sizes", row)
+		s.OnDisk.print("stored sizes", row)
+	}
+	if len(s.Suffixes) > 0 {
+		var parts []string
+		for _, x := range s.Suffixes {
+			parts = append(parts, fmt.Sprintf("%d %s", x.Files, quoteName(x.Suffix)))
+		}
+		row("suffixes", "%s", strings.Join(parts, ", "))
+	}
 	if s.Decoded > 0 {
-		row("compressed", "%s in %s (%.1f%%)", cli.Size(s.Decoded), cli.Size(s.Encoded), 100*float64(s.Encoded)/float64(s.Decoded))
+		row("compressed", "%s in %s (%s)", cli.Size(s.Decoded), cli.Size(s.Encoded), percent(s.Encoded, s.Decoded))
 	}
 	if s.Fragments > 0 {
 		row("fragments", "%s", cli.Size(s.Fragments))
@@ -113,4 +206,8 @@ func (d *dump) printStatistics(s *statistics, row func(name, format string, args
 	if s.Holes > 0 {
 		row("holes", "%s", cli.Size(s.Holes))
 	}
+}
+
+func percent(part, whole int64) string {
+	return fmt.Sprintf("%.1f%%", 100*float64(part)/float64(max(whole, 1)))
 }

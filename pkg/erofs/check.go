@@ -18,8 +18,9 @@ const (
 	RuleChecksum Rule = "superblock-checksum"    // the superblock's checksum is right
 	RuleInos     Rule = "superblock-inos"        // there are no more inodes than the superblock counts
 	RuleSize     Rule = "image-size"             // the image holds all its blocks
+	RuleConfig   Rule = "compression-config"     // the algorithms' configurations are what Linux takes
 	RuleDevices  Rule = "device-table"           // devices do not overlap in the one address space
-	RuleInode    Rule = "inode"                  // an inode can be decoded
+	RuleInode    Rule = "inode"                  // an inode can be decoded, its time is one
 	RuleDirBlock Rule = "directory-block"        // a directory's blocks can be decoded, its names are names
 	RuleDirOrder Rule = "directory-order"        // names ascend
 	RuleDot      Rule = "directory-dot"          // "." is the directory itself
@@ -37,7 +38,7 @@ const (
 )
 
 // Rules are all of them.
-var Rules = []Rule{RuleChecksum, RuleInos, RuleSize, RuleDevices, RuleInode, RuleDirBlock, RuleDirOrder, RuleDot, RuleDotDot,
+var Rules = []Rule{RuleChecksum, RuleInos, RuleSize, RuleConfig, RuleDevices, RuleInode, RuleDirBlock, RuleDirOrder, RuleDot, RuleDotDot,
 	RuleDirOnce, RuleType, RuleNlink, RuleSymlink, RuleXattr, RuleFilter, RuleExtent, RuleBounds, RuleOverlap, RuleData}
 
 // A Problem is a rule that an image breaks, and where.
@@ -83,6 +84,7 @@ func (f *FS) Check(ctx context.Context, o CheckOptions, report func(Problem)) (C
 		shared: make(map[uint32]bool),
 	}
 	c.super()
+	c.configs()
 	c.deviceTable()
 	c.tree()
 	if err := ctx.Err(); err != nil {
@@ -283,6 +285,9 @@ func (c *checker) entry(e Dirent, path string) bool {
 func (c *checker) inode(ino *inode, path string) {
 	c.seen.Inodes++
 	c.note(ino.space, ino.Offset, ino.end()-ino.Offset, ino.Nid, true)
+	if ino.nsec >= 1e9 {
+		c.problem(RuleInode, ino.Nid, path, "a time with %d nanoseconds", ino.nsec)
+	}
 	c.xattrs(ino, path)
 	if ino.hasData() && ino.Size > 0 {
 		c.contents(ino, path)

@@ -91,6 +91,10 @@ func TestCheckRules(t *testing.T) {
 		{erofs.RuleChecksum, nil, nil}, // below
 		{erofs.RuleInos, nil, func(d *damage) { d.super(0x10, 8, 3) }},
 		{erofs.RuleSize, []erofs.Rule{erofs.RuleDevices}, func(d *damage) { d.super(0x24, 4, 10000) }},
+		{erofs.RuleConfig, nil, func(d *damage) {
+			d.super(0x50, 4, uint64(superOf(d.img).FeatureIncompat|ondisk.IncompatComprCfgs))
+			d.super(0x54, 2, 1<<ondisk.AlgDeflate) // which has no record
+		}},
 		{erofs.RuleDevices, nil, func(d *damage) {
 			first := superOf(d.img).DevtSlotOff
 			off := int64(first) * ondisk.DeviceSlotSize

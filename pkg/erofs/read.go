@@ -144,6 +144,9 @@ func (f *FS) readSuper(r io.ReaderAt) error {
 	if unknown := sb.FeatureIncompat &^ ondisk.IncompatAll; unknown != 0 {
 		return superErr("incompatible features %#x: %w", unknown, fault.ErrUnsupported)
 	}
+	if sb.Size() > ondisk.SuperBlockLimit {
+		return superErr("%d extension slots: %w", sb.ExtSlots, fault.ErrUnsupported)
+	}
 	if sb.DirBlkBits != 0 {
 		return superErr("directory blocks of another size: %w", fault.ErrUnsupported)
 	}

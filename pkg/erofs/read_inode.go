@@ -93,6 +93,7 @@ type inode struct {
 	startblk    int64  // flat: first block, -1 for none
 	u           uint32 // i_u
 	format      uint16
+	nsec        uint32 // of the time, as recorded
 	dotOmitted  bool
 	noFragments bool // it is one that fragments depend on
 }
@@ -181,7 +182,7 @@ func (f *FS) inode(nid uint64) (*inode, error) {
 func (f *FS) compact(i *inode, c *ondisk.InodeCompact) {
 	i.isize = ondisk.InodeCompactSize
 	i.Ino, i.UID, i.GID, i.Size, i.u = c.Ino, uint32(c.UID), uint32(c.GID), int64(c.Size), c.U
-	i.Mtime = unixTime(f.sb.Epoch+int64(c.Mtime), f.sb.FixedNsec)
+	i.setTime(f.sb.Epoch+int64(c.Mtime), f.sb.FixedNsec)
 	i.Nlink = uint32(c.Nb)
 	hi := uint16(0)
 	i.startblk = int64(c.U)
@@ -197,7 +198,7 @@ func (f *FS) compact(i *inode, c *ondisk.InodeCompact) {
 func (i *inode) extended(x *ondisk.InodeExtended) {
 	i.Extended, i.isize = true, ondisk.InodeExtendedSize
 	i.Ino, i.UID, i.GID, i.Size, i.u = x.Ino, x.UID, x.GID, int64(x.Size), x.U
-	i.Mtime = unixTime(x.Mtime, x.MtimeNsec)
+	i.setTime(x.Mtime, x.MtimeNsec)
 	i.Nlink = x.Nlink
 	i.setStart(x.Nb, x.U == math.MaxUint32 && x.Nb == math.MaxUint16)
 }
@@ -211,10 +212,10 @@ func (i *inode) setStart(hi uint16, none bool) {
 	}
 }
 
-// unixTime bounds what would overflow a time.Time.
-func unixTime(sec int64, nsec uint32) time.Time {
-	const limit = 1 << 55 // a thousand million years
-	return time.Unix(min(max(sec, -limit), limit), int64(nsec))
+// setTime sets the modification time. Any number of seconds comes back from
+// time.Time's Unix, however little the date may mean.
+func (i *inode) setTime(sec int64, nsec uint32) {
+	i.Mtime, i.nsec = time.Unix(sec, int64(nsec)), nsec
 }
 
 // StatNid reads the inode with a number.

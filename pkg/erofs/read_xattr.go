@@ -74,9 +74,10 @@ func (f *FS) xattrs(ino *inode) ([]Xattr, error) {
 	return list, nil
 }
 
-// sharedXattrSpace and sharedXattrOffset are where shared attributes are.
+// sharedXattrSpace and sharedXattrOffset are where shared attributes are. The
+// space is nil if they are in a metabox that is not there.
 func (f *FS) sharedXattrSpace() *metaSpace {
-	if f.sb.FeatureCompat&ondisk.CompatSharedEAInMetabox != 0 && f.metabox != nil {
+	if f.sb.FeatureCompat&ondisk.CompatSharedEAInMetabox != 0 {
 		return f.metabox
 	}
 	return f.meta
@@ -89,6 +90,9 @@ func (f *FS) sharedXattrOffset(id uint32) int64 {
 // sharedXattr reads an entry of the shared area.
 func (f *FS) sharedXattr(id uint32) (Xattr, error) {
 	space, off := f.sharedXattrSpace(), f.sharedXattrOffset(id)
+	if space == nil {
+		return Xattr{}, fmt.Errorf("there is no metabox: %w", fault.ErrCorrupt)
+	}
 	b, err := space.read(off, ondisk.XattrEntrySize)
 	if err != nil {
 		return Xattr{}, err
@@ -122,7 +126,8 @@ func (f *FS) xattr(e *ondisk.XattrEntry, b []byte) (Xattr, error) {
 
 // readPrefixes reads the long xattr name prefixes, wherever they are.
 func (f *FS) readPrefixes() error {
-	if !f.has(ondisk.IncompatXattrPrefixes) || f.sb.XattrPrefixCount == 0 {
+	// Like Linux, whether the feature is announced or not.
+	if f.sb.XattrPrefixCount == 0 {
 		return nil
 	}
 	read := f.meta.readAt

@@ -12,8 +12,9 @@ const (
 const (
 	PclusterMaxSize  = 1 << 20  // Z_EROFS_PCLUSTER_MAX_SIZE: encoded bytes of one extent
 	PclusterMaxDSize = 12 << 20 // Z_EROFS_PCLUSTER_MAX_DSIZE: decoded bytes of one extent
-	LZMAMaxDictSize  = 8 << 20  // Z_EROFS_LZMA_MAX_DICT_SIZE
-	ZstdMaxWindow    = 1 << 20  // Z_EROFS_ZSTD_MAX_DICT_SIZE
+	LZMAMinDictSize  = 4 << 10
+	LZMAMaxDictSize  = 8 << 20 // Z_EROFS_LZMA_MAX_DICT_SIZE
+	ZstdMaxWindow    = 1 << 20 // Z_EROFS_ZSTD_MAX_DICT_SIZE
 )
 
 // Sizes in bytes.

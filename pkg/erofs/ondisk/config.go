@@ -12,6 +12,12 @@ const (
 	ZstdCfgSize    = 6
 )
 
+// Bounds of their fields.
+const (
+	DeflateMaxWindowBits = 15
+	ZstdMaxWindowLog     = 10 // of ZstdMaxWindow, in ZstdCfg's way
+)
+
 // LZ4Cfg is struct z_erofs_lz4_cfgs.
 type LZ4Cfg struct {
 	MaxDistance     uint16 // 00 max_distance: 0 is 64 KiB

@@ -35,10 +35,11 @@ const (
 
 // Sizes in bytes.
 const (
-	SuperBlockSize    = 128 // without extension slots
-	SuperBlockMaxSize = 144 // with the one slot that is defined
-	ExtSlotSize       = 16  // EROFS_SB_EXTSLOT_SIZE
-	DeviceSlotSize    = 128 // EROFS_DEVT_SLOT_SIZE
+	SuperBlockSize    = 128                // without extension slots
+	SuperBlockMaxSize = 144                // with the one slot that is defined
+	SuperBlockLimit   = 4096 - SuperOffset // Linux wants it within the first page
+	ExtSlotSize       = 16                 // EROFS_SB_EXTSLOT_SIZE
+	DeviceSlotSize    = 128                // EROFS_DEVT_SLOT_SIZE
 	InodeCompactSize  = 32
 	InodeExtendedSize = 64
 	DirentSize        = 12
