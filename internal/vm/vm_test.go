@@ -63,8 +63,14 @@ func TestBoot(t *testing.T) {
 	}
 }
 
-// TestKernel runs the tests of internal/vm/guest in a guest, and shows each of
-// them as a subtest.
+// packages have the tests that run in a guest.
+var packages = []string{"./pkg/nbddev", "./internal/vm/guest"}
+
+// smaller is an image with few files, since an emulated processor reads them
+// slowly, and with one that is as large as several spans.
+var smaller = testimage.Options{Parts: []string{"VERSION", "src/archive", "bin/gofmt"}, NoSystem: true}
+
+// TestKernel runs these tests in a guest, and shows each of them as a subtest.
 func TestKernel(t *testing.T) {
 	g := guest(t)
 	dir := t.TempDir()
@@ -75,9 +81,11 @@ func TestKernel(t *testing.T) {
 		g.Put("/usr/local/bin/"+name, filepath.Join(interop.RepoRoot(t), "scripts", name))
 	}
 	g.Put("/sbin/mount.layerpipe", filepath.Join(interop.RepoRoot(t), "scripts", "mount.layerpipe"))
-	g.Put("/nbddev.test", goBuild(t, filepath.Join(dir, "nbddev.test"), "test", "-c", "./pkg/nbddev"))
-	g.Put("/guest.test", goBuild(t, filepath.Join(dir, "guest.test"), "test", "-c", "./internal/vm/guest"))
-	im := testimage.New(t, testimage.Small)
+	for _, pkg := range packages {
+		name := filepath.Base(pkg) + ".test"
+		g.Put("/tests/"+name, goBuild(t, filepath.Join(dir, name), "test", "-c", pkg))
+	}
+	im := testimage.New(t, smaller)
 	g.Put("/data/layout/golang", im.Dir)
 	for name, options := range map[string][]string{"whole": nil, "index": {"-i", "--span-size", "256KiB"}} {
 		file := filepath.Join(dir, name)
@@ -92,8 +100,12 @@ func TestKernel(t *testing.T) {
 	g.Put("/data/layout/native", nat.Dir)
 
 	// For one who looks for something: CRASHES=1000 GUESTFLAGS=-test.run=TestCrash
-	g.Script = "export LAYERPIPE_VM=1 CRASHES='" + os.Getenv("CRASHES") + "'\ncd /tmp; set -- -test.v -test.timeout=15m " + os.Getenv("GUESTFLAGS") + `
-/nbddev.test "$@" -test.skip=TestNoDriver && /guest.test "$@"`
+	g.Script = "export LAYERPIPE_VM=1 CRASHES='" + os.Getenv("CRASHES") + "'; set -- " + os.Getenv("GUESTFLAGS") + `
+cd /tmp
+for test in /tests/*; do
+	$test -test.v -test.timeout=15m -test.skip=TestNoDriver "$@" || failed="$failed ${test##*/}"
+done
+[ -z "$failed" ] || { echo "failed:$failed"; exit 1; }`
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	var out bytes.Buffer

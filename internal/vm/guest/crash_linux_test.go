@@ -85,6 +85,9 @@ func (r *readers) caughtUp() bool {
 // again and again. No read fails, none has a wrong byte.
 func TestCrash(t *testing.T) {
 	rounds := 100
+	if os.Getenv("VM_ACCEL") == "tcg" {
+		rounds = 30 // starting a server takes an emulated processor a while
+	}
 	if n, err := strconv.Atoi(os.Getenv("CRASHES")); err == nil {
 		rounds = n
 	}
