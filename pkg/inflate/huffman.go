@@ -13,7 +13,9 @@ import (
 //	bit  15     exceptional: one of the next two, or else an invalid code
 //	bit  14     points to a subtable
 //	bit  13     end of block
-//	bits 8..11  length of the code, or of the part that indexes the subtable
+//	bits 8..11  length of the code, or of the part that indexes the subtable; the
+//	            two bits above are zero where it is the former, so that it can be
+//	            a shift count (of 6 bits) as it is
 //	bits 0..7   bits to drop: code and extra bits
 //
 // So that the inner loop can use an entry as a shift count as it is, nothing

@@ -73,7 +73,7 @@ func (z *Reader) safeLoop() result {
 				break
 			}
 		}
-		length := uint(e>>16) + uint(saved&(1<<(e&63)-1)>>(e>>8&15))
+		length := uint(e>>16) + uint(saved&(1<<(e&63)-1)>>(e>>8&63))
 
 		e = dist[b&distMask]
 		if n&0xff < distBits+13+litBits-1 || e&entExceptional != 0 {
@@ -95,7 +95,7 @@ func (z *Reader) safeLoop() result {
 				}
 			}
 		}
-		d := uint(e>>16) + uint(b&(1<<(e&63)-1)>>(e>>8&15))
+		d := uint(e>>16) + uint(b&(1<<(e&63)-1)>>(e>>8&63))
 		b >>= e & 63
 		n -= uint64(e)
 		if d > op-floor {
