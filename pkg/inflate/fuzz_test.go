@@ -53,16 +53,10 @@ func FuzzGzip(f *testing.F) {
 		case err == nil && wantErr == nil && bytes.Equal(got, want):
 		case err != nil && wantErr != nil:
 		case err == nil && len(trimmed) < len(in):
-			// Zeros at the end: some may belong to the trailer.
-			found := false
-			for n := len(trimmed); n <= min(len(trimmed)+8, len(in)) && !found; n++ {
-				if r, err := gzip.NewReader(bytes.NewReader(in[:n])); err == nil {
-					want, err = io.ReadAll(r)
-					found = err == nil && bytes.Equal(got, want)
-				}
-			}
-			if !found {
-				t.Fatalf("accepted, compress/gzip: %v", wantErr)
+			// Zeros behind the last member, which compress/gzip takes for a
+			// member that is cut.
+			if want, err := untilZeros(in); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes; compress/gzip, member by member: %d bytes, %v", len(got), len(want), err)
 			}
 		case err == nil && hasFlag(in, flagName|flagComment):
 		case err != nil && bytes.Contains([]byte(err.Error()), []byte("reserved")):
@@ -104,4 +98,21 @@ func resumeGzip(t *testing.T, in []byte, points []checkpoint, out []byte, wantEr
 			t.Fatalf("resumed at %+v: %d bytes are not the %d there should be", p.Boundary, len(got), len(out[p.Out:]))
 		}
 	}
+}
+
+// untilZeros decodes members with compress/gzip until only zeros are left.
+func untilZeros(in []byte) (out []byte, err error) {
+	rest := bytes.NewReader(in)
+	z := new(gzip.Reader)
+	for first := true; first || len(bytes.TrimRight(in[len(in)-rest.Len():], "\x00")) > 0; first = false {
+		if err := z.Reset(rest); err != nil {
+			return out, err
+		}
+		z.Multistream(false)
+		b, err := io.ReadAll(z)
+		if out = append(out, b...); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
 }

@@ -85,6 +85,9 @@ func incomparable(h *tar.Header) bool {
 			return true // the mode follows an access list
 		}
 	}
+	if h.Uid == noID || h.Gid == noID {
+		return true // no owner, so root's
+	}
 	switch h.Typeflag {
 	case tar.TypeReg:
 		return strings.HasSuffix(h.Name, "/")
