@@ -93,10 +93,10 @@ func (s *stream) stop() {
 	s.stages.Wait()
 }
 
-// wrap names the layer in an error.
+// wrap names the layer in an error, where it has a name.
 func (s *stream) wrap(err error) error {
 	if s.o.Descriptor == nil {
-		return fmt.Errorf("layer: %w", err)
+		return err
 	}
 	return fmt.Errorf("layer %s: %w", s.o.Descriptor.Digest, err)
 }
