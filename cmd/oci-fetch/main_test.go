@@ -19,11 +19,13 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/internal/peakmem"
 	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 )
 
 func TestMain(m *testing.M) {
+	peakmem.Init()
 	testscript.Main(m, map[string]func(){
 		"oci-fetch": func() { cli.Main("oci-fetch", run) },
 	})

@@ -215,7 +215,9 @@ func (a *authorizer) token(req *http.Request) (string, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return "", a.c.statusError(what, resp)
+		e := a.c.statusError("token", resp)
+		e.what, e.token = what, true
+		return "", e
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer))
 	if err != nil {

@@ -111,6 +111,20 @@ func TestBearer(t *testing.T) {
 	}
 }
 
+// TestTokenServerRefuses: whatever a token server refuses with, authentication
+// is what has failed, not the image that is missing.
+func TestTokenServerRefuses(t *testing.T) {
+	for _, status := range []int{400, 403, 404, 410, 302} {
+		w := newWorld(t)
+		w.Bearer(&testregistry.Tokens{})
+		f := w.Inject(&testregistry.Fault{Match: testregistry.Path("/token"), Serve: testregistry.Status(status)})
+		_, err := w.open(t).Resolve(t.Context(), nil)
+		if err == nil || status >= 400 && (!errors.Is(err, fault.ErrUnauthorized) || errors.Is(err, fault.ErrNotFound)) || f.Delivered() != 1 {
+			t.Errorf("%d: %v, asked %d times", status, err, f.Delivered())
+		}
+	}
+}
+
 // TestTokenExpires: the token is revoked while the connection drops in
 // mid-blob. The download goes on at the offset with a new one.
 func TestTokenExpires(t *testing.T) {

@@ -104,7 +104,7 @@ func (c *client) findScheme(ctx context.Context) error {
 	resp, err := c.roundTrip(req)
 	if err == nil {
 		discard(resp)
-	} else if errors.Is(err, errPlainHTTP) || errors.Is(err, syscall.ECONNREFUSED) {
+	} else if notEncrypted(err) {
 		u.Scheme = "http"
 	} else {
 		return err
@@ -113,6 +113,17 @@ func (c *client) findScheme(ctx context.Context) error {
 	defer c.mu.Unlock()
 	c.sure, c.base.Scheme = true, u.Scheme
 	return nil
+}
+
+// notEncrypted tells the ways in which servers without HTTPS, or nobody at its
+// port, answer the start of a TLS connection.
+func notEncrypted(err error) bool {
+	for _, e := range []error{errPlainHTTP, errNotHTTPS, syscall.ECONNREFUSED, syscall.ECONNRESET, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // get sends one GET or HEAD to the registry, with what authentication it wants,
@@ -248,9 +259,9 @@ func discard(resp *http.Response) {
 }
 
 // statusError makes an error of an answer, and closes it.
-func (c *client) statusError(what string, resp *http.Response) error {
+func (c *client) statusError(what string, resp *http.Response) *statusError {
 	e := &statusError{what: what, status: resp.StatusCode, after: retryAfter(resp.Header.Get("Retry-After"), time.Now())}
-	if resp.Request != nil && resp.Request.URL.Host != c.host && !strings.HasPrefix(what, "token") {
+	if resp.Request != nil && resp.Request.URL.Host != c.host {
 		e.what += " at " + resp.Request.URL.Host
 	}
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))

@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -232,9 +235,14 @@ server = "https://registry-1.docker.io"
 // mirrored is a registry with a mirror, and what options use it.
 func mirrored(t *testing.T) (w, mirror *world, conf func(*Options)) {
 	w, mirror = newWorld(t), newWorld(t)
+	return w, mirror, mirroredBy(t, w, mirror)
+}
+
+// mirroredBy is podman's configuration of a registry and its mirror.
+func mirroredBy(t testing.TB, w, mirror *world) func(*Options) {
 	name := filepath.Join(writeFiles(t, "c", fmt.Sprintf(
 		"[[registry]]\nlocation = %q\n[[registry.mirror]]\nlocation = %q\ninsecure = true\n", w.host, mirror.host)), "c")
-	return w, mirror, func(o *Options) {
+	return func(o *Options) {
 		o.RegistriesConf = name
 		o.Verbose = o.Notify
 	}
@@ -422,6 +430,66 @@ func TestMirrorTLS(t *testing.T) {
 	}
 	noSecret(t, w.said())
 }
+
+// TestInsecureMirror: a mirror that may do without encryption is found, however
+// it takes a TLS handshake; one that has encryption, and a certificate of its
+// own, is spoken to by that.
+func TestInsecureMirror(t *testing.T) {
+	for name, answer := range map[string]string{"closes": "", "says something": "what?\r\n", "says what it is": "HTTP/1.1 400 Bad Request\r\n\r\n"} {
+		// The first byte tells a handshake from a request.
+		tcp, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &peekListener{Listener: tcp, refuse: func(c net.Conn) { io.WriteString(c, answer) }}
+		w, mirror := newWorld(t), &world{Registry: testregistry.New()}
+		mirror.srv = &httptest.Server{Listener: l, Config: &http.Server{Handler: mirror}}
+		mirror.srv.Start()
+		t.Cleanup(mirror.srv.Close)
+		mirror.fill()
+		readEachWay(t, w, w.open(t, mirroredBy(t, w, mirror)))
+		if n := len(w.Requests()); n != 0 || l.refused.Load() == 0 || !strings.Contains(w.said(), "comes from the mirror") {
+			t.Errorf("%s: %d requests to the registry, %d handshakes; %s", name, n, l.refused.Load(), w.said())
+		}
+	}
+	p := newPKI(t)
+	w, mirror := newWorld(t), newTLSWorld(t, p, tls.NoClientCert)
+	readEachWay(t, w, w.open(t, mirroredBy(t, w, mirror)))
+	if n := len(w.Requests()); n != 0 {
+		t.Errorf("encrypted: %d requests to the registry", n)
+	}
+}
+
+// peekListener refuses TLS.
+type peekListener struct {
+	net.Listener
+	refuse  func(net.Conn)
+	refused atomic.Int64
+}
+
+func (l *peekListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(c, first); err == nil && first[0] != 0x16 {
+			return &peekedConn{c, io.MultiReader(bytes.NewReader(first), c)}, nil
+		}
+		l.refused.Add(1)
+		l.refuse(c)
+		c.(*net.TCPConn).CloseWrite()
+		go func() { io.Copy(io.Discard, c); c.Close() }()
+	}
+}
+
+type peekedConn struct {
+	net.Conn
+	r io.Reader
+}
+
+func (c *peekedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
 // TestMirrorComesBack: a mirror that failed is tried again after its rest.
 func TestMirrorComesBack(t *testing.T) {

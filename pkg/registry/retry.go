@@ -31,6 +31,7 @@ type statusError struct {
 	status int
 	detail string        // the registry's own words, bounded, on one line
 	after  time.Duration // Retry-After; 0: none
+	token  bool          // it is a token server's: whatever is refused is a matter of authentication
 }
 
 func (e *statusError) Error() string {
@@ -45,6 +46,13 @@ func (e *statusError) Is(target error) bool {
 	switch e.status {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusProxyAuthRequired:
 		return target == fault.ErrUnauthorized
+	case http.StatusRequestTimeout, http.StatusTooManyRequests:
+		return false
+	}
+	if e.token && e.status < 500 {
+		return target == fault.ErrUnauthorized
+	}
+	switch e.status {
 	case http.StatusNotFound, http.StatusGone:
 		return target == fault.ErrNotFound
 	}

@@ -127,7 +127,10 @@ func (w *watched) Close() error {
 	return w.ReadCloser.Close()
 }
 
-var errPlainHTTP = errors.New("the server speaks plain HTTP, not HTTPS")
+var (
+	errPlainHTTP = errors.New("the server speaks plain HTTP, not HTTPS")
+	errNotHTTPS  = errors.New("the server does not speak HTTPS")
+)
 
 // cause replaces "context canceled" by why it was, and the usual mistake's
 // error by one that says what it is.
@@ -136,7 +139,7 @@ func cause(ctx context.Context, err error) error {
 		if string(rec.RecordHeader[:]) == "HTTP/" {
 			return finalError{errPlainHTTP}
 		}
-		return finalError{errors.New("the server does not speak HTTPS")}
+		return finalError{errNotHTTPS}
 	}
 	if why := context.Cause(ctx); why != nil {
 		return why
