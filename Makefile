@@ -52,8 +52,9 @@ bench: build peers ## ratios against the peers, each in one run with them (BENCH
 	@set -e; for b in $(BENCH); do echo; echo "== $$b"; case $$b in \
 	nbd) $(GO) test ./cmd/erofs-nbd -run - -bench Local -benchtime 10x ;; \
 	libdeflate) if [ -e /usr/include/libdeflate.h ]; then \
-		tar -C "$$($(GO) env GOROOT)" -cf - src pkg | gzip >bin/toolchain.tar.gz; \
-		CGO_ENABLED=1 $(GO) run -tags libdeflate ./bench/libdeflate bin/toolchain.tar.gz; else echo "no libdeflate here"; fi ;; \
+		tar -C "$$($(GO) env GOROOT)" -cf bin/toolchain.tar src pkg; \
+		for level in 1 6 9; do gzip -$$level <bin/toolchain.tar >bin/toolchain.$$level.gz; done; rm bin/toolchain.tar; \
+		CGO_ENABLED=1 $(GO) run -tags libdeflate -ldflags=-funcalign=64 ./bench/libdeflate -rounds 5 bin/toolchain.?.gz; else echo "no libdeflate here"; fi ;; \
 	*) $(GO) run ./bench/$$b ;; \
 	esac; done
 
