@@ -22,10 +22,16 @@ const description = `Write a container image to stdout, as an OCI archive whose 
 
 REF is a registry's reference as docker has it (golang:1.26, localhost:5000/app@sha256:...),
 oci:DIR[:TAG], or oci-archive:FILE[:TAG]. Every byte is verified; after an error the archive
-lacks its end, so that nothing behind the pipe takes it for whole.
+lacks its end, so that nothing behind the pipe takes it for whole. Downloads that break go on
+where they broke. Credentials, mirrors and proxies are taken from where docker, podman and
+containerd have them.
 
-  oci-fetch golang:1.26 | tar2erofs golang.erofs
-  oci-fetch --layer 1 golang:1.26 | gzindex > l1.zinfo`
+  oci-fetch --list golang:1.26                          what there is to fetch
+  oci-fetch -o golang.tar golang:1.26                   for skopeo, podman load, ctr
+  oci-fetch -o oci:images golang:1.26                   added to a layout, what it lacks
+  oci-fetch --platform linux/arm64 --digest golang:1.26
+  oci-fetch --layer 1 golang:1.26 | gzindex > l1.zinfo
+  oci-fetch golang:1.26 | tar2erofs golang.erofs`
 
 type flags struct {
 	Ref string `arg:"" help:"The image."`
@@ -42,7 +48,7 @@ type flags struct {
 	Referrers    bool   `xor:"what" help:"List what is attached to the image: indexes, signatures."`
 	ArtifactType string `placeholder:"TYPE" help:"Only such referrers."`
 
-	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or to a new layout oci:DIR."`
+	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or add to the layout oci:DIR[:TAG], which is made if need be."`
 	Jobs    int    `short:"j" default:"3" placeholder:"N" help:"Connections to download with (${default})."`
 	Retries int    `default:"6" placeholder:"N" help:"Failures in a row, without a byte between them, after which to give up (${default})."`
 	Quiet   bool   `short:"q" help:"Print nothing but errors."`

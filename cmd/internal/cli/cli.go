@@ -232,7 +232,9 @@ func Parse(env *Env, flags any, description string) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err = parser.Parse(env.Args); err != nil {
+	if _, err = parser.Parse(env.Args); errors.Is(err, syscall.EPIPE) {
+		return err // --help | head
+	} else if err != nil {
 		return Usagef("%v (see %s --help)", err, env.Name)
 	}
 	return nil
