@@ -132,6 +132,14 @@ var scenarios = []struct {
 			b.Symlink("bin", "usr/bin")
 		},
 		func(b *testimage.Builder) { b.Whiteout("bin", "a") })},
+	{"whiteout of a directory on the way to elsewhere", layers(
+		func(b *testimage.Builder) {
+			b.Dir("d/", 0o755)
+			b.Dir("d/s/", 0o755)
+			b.Symlink("d/l", "/e")
+			b.Dir("e/", 0o755)
+		},
+		func(b *testimage.Builder) { b.File("d/l/f", 0o644, "f"); b.Whiteout("", "d") })},
 	{"whiteout of a symbolic link", layers(
 		func(b *testimage.Builder) { b.Dir("d/", 0o755); b.File("d/a", 0o644, "a"); b.Symlink("l", "d") },
 		func(b *testimage.Builder) { b.Whiteout("", "l") })},

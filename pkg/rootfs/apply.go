@@ -77,7 +77,7 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 	}
 	if old := dir.child(name); old != nil {
 		if old.inode.IsDir() && e.Type == tarstream.TypeDir {
-			old.layer = t.layer
+			t.touch(old.inode)
 			t.setAttrs(old.inode, e)
 			return nil, nil
 		}
@@ -175,7 +175,7 @@ func (t *Tree) hardLink(path, target string, late bool) error {
 		return nameTooLong(name)
 	}
 	if old := dir.child(name); old != nil {
-		if late && old.layer == t.layer {
+		if late && old.newest() == t.layer {
 			return nil
 		}
 		if old.inode == i {
@@ -198,6 +198,7 @@ func (t *Tree) link(dir *Inode, name string, i *Inode) error {
 	if i.IsDir() {
 		dir.Nlink++
 		i.content.dir.parent = dir
+		t.touch(i)
 	}
 	if d.implied && (i.Mtime > dir.Mtime || i.Mtime == dir.Mtime && i.MtimeNsec > dir.MtimeNsec) {
 		// Nobody says when a directory that no layer lists was changed: take
@@ -205,6 +206,14 @@ func (t *Tree) link(dir *Inode, name string, i *Inode) error {
 		dir.Mtime, dir.MtimeNsec = i.Mtime, i.MtimeNsec
 	}
 	return nil
+}
+
+// touch notes that the current layer has put something into a directory, and so
+// below those that it is in.
+func (t *Tree) touch(dir *Inode) {
+	for d := dir.content.dir; d.touched != t.layer; d = d.parent.content.dir {
+		d.touched = t.layer
+	}
 }
 
 // unlink takes a name away that is there, and all that is below it.

@@ -24,6 +24,7 @@ type directory struct {
 	sorted  bool     // list is in order
 	implied bool     // no entry has described the directory
 	opaque  bool     // OverlayWhiteouts: hides the lower layers' directory
+	touched uint16   // the last layer that put an entry here or below
 	cleared uint16   // the last layer that took away what lower ones had in here
 }
 
@@ -32,7 +33,7 @@ type directory struct {
 type dirent struct {
 	inode  *Inode
 	name   uint32 // offset in names
-	layer  uint16 // that last put an entry here or below
+	layer  uint16 // that put the entry here; of a directory see touched
 	length uint8  // of the name
 }
 
@@ -44,6 +45,14 @@ const (
 	// fewEntries are searched one by one: most directories need no table.
 	fewEntries = 8
 )
+
+// newest is the last layer that put an entry here or below.
+func (e *dirent) newest() uint16 {
+	if e.inode.IsDir() {
+		return e.inode.content.dir.touched
+	}
+	return e.layer
+}
 
 // seed keeps hostile names from being made to collide.
 var seed = maphash.MakeSeed()

@@ -108,9 +108,6 @@ func (w *walk) resolve(path []string) (*Inode, error) {
 			}
 			stack = append(stack, in)
 		case d.inode.IsDir():
-			if w.create {
-				d.layer = w.tree.layer
-			}
 			stack = append(stack, d.inode)
 		case d.inode.IsSymlink():
 			if w.links++; w.links > maxSymlinks {
@@ -136,7 +133,13 @@ func (w *walk) resolve(path []string) (*Inode, error) {
 			return nil, fmt.Errorf("%q is not a directory: %w", name, fault.ErrUnsupported)
 		}
 	}
-	return stack[len(stack)-1], nil
+	top := stack[len(stack)-1]
+	if w.create {
+		// Only now: a directory on the way to a symbolic link that led out of
+		// it has got nothing.
+		w.tree.touch(top)
+	}
+	return top, nil
 }
 
 // mkdir makes a directory that the archive did not list.

@@ -136,6 +136,7 @@ func TestLayers(t *testing.T) {
 			[]string{"abs -> /usr", "bin -> usr/bin", "up -> ../../usr", "usr/ 755", "usr/b 644", "usr/bin/ 755", "usr/bin/a 644", "usr/bin/c 644"}},
 		{"a link that climbs from where it is", Options{}, []string{"a/b/\nx/y/\na/b/l -> ../../x", "a/b/l/y/f"}, []string{"a/ 755", "a/b/ 755", "a/b/l -> ../../x", "x/ 755", "x/y/ 755", "x/y/f 644"}},
 		{"a dangling link", Options{}, []string{"l -> var/none", "l/f"}, []string{"l -> var/none", "var/ 755", "var/none/ 755", "var/none/f 644"}},
+		{"whiteout of a directory on the way to elsewhere", Options{}, []string{"d/\nd/l -> /e\nd/s/x\ne/", "d/l/f\n.wh.d"}, []string{"e/ 755", "e/f 644"}},
 		{"directory over a link", Options{}, []string{"d/\nl -> d", "l/\nl/f"}, []string{"d/ 755", "l/ 755", "l/f 644"}},
 		{"types replaced", Options{}, []string{"a/b\nc", "a\nc/"}, []string{"a 644", "c/ 755"}},
 		{"directory twice", Options{}, []string{"d/ @700\nd/x\nd/ @711"}, []string{"d/ 711", "d/x 644"}},

@@ -54,8 +54,8 @@ func (t *Tree) hide(dir *Inode, name string) {
 }
 
 func (t *Tree) hideAt(dir *Inode, k int) {
-	switch d := dir.content.dir.list[k]; {
-	case d.layer < t.layer:
+	switch d := &dir.content.dir.list[k]; {
+	case d.newest() < t.layer:
 		t.unlinkAt(dir, k)
 	case d.inode.IsDir():
 		t.hideAll(d.inode)
