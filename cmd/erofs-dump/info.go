@@ -137,7 +137,7 @@ func (d *dump) super() superInfo {
 func (d *dump) devices() []deviceInfo {
 	var list []deviceInfo
 	for i, v := range d.fsys.Devices() {
-		list = append(list, deviceInfo{i, v.Tag, int64(v.Blocks) * d.fsys.BlockSize(), v.Uniaddr, v.Present})
+		list = append(list, deviceInfo{i, v.Tag, v.Size, v.Uniaddr, v.Present})
 	}
 	return list
 }

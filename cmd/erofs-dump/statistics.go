@@ -12,6 +12,7 @@ import (
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
 // statistics counts what an image's tree is made of. An inode with several
@@ -33,6 +34,8 @@ type statistics struct {
 	Sizes     histogram      `json:"sizes"`         // of files
 	OnDisk    histogram      `json:"storedSizes"`   // of the same files
 	Suffixes  []suffix       `json:"suffixes"`      // of files' names, the most frequent ones
+
+	room int64 // how many more extents there may be
 }
 
 // histogram counts sizes by powers of two, from 1 KiB on.
@@ -84,6 +87,13 @@ var layoutNames = [...]string{"flat-plain", "compressed-full", "flat-inline", "c
 
 func (d *dump) statistics(ctx context.Context, s *statistics) error {
 	s.Types, s.Layouts = make(map[string]int), make(map[string]int)
+	// Files whose indexes share bytes may have as many extents as the image has
+	// bytes, squared. Sound ones have a few bytes of index, or of what it is
+	// decoded from, for each.
+	s.room = 64 * min(d.fsys.Devices()[0].Size, 1<<50)
+	if st, err := d.file.Stat(); err == nil && st.Mode().IsRegular() {
+		s.room = 64 * st.Size()
+	}
 	seen := make(map[uint64]bool) // inodes with several names
 	suffixes := make(map[string]int)
 	err := d.fsys.Walk(d.fsys.RootNid(), func(name string, st *erofs.Stat) error {
@@ -142,6 +152,9 @@ func (s *statistics) contents(ctx context.Context, fsys *erofs.FS, st *erofs.Sta
 		stored = st.Size // nothing to learn from the extents
 	default:
 		err := fsys.Extents(st.Nid, func(e erofs.FileExtent) error {
+			if s.room--; s.room < 0 {
+				return fmt.Errorf("more extents than there are bytes for: %w", fault.ErrCorrupt)
+			}
 			switch e.Kind {
 			case erofs.ExtentHole:
 				s.Holes += e.Length

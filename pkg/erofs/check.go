@@ -75,13 +75,15 @@ type Checked struct {
 // error is the context's alone.
 func (f *FS) Check(ctx context.Context, o CheckOptions, report func(Problem)) (Checked, error) {
 	c := &checker{
-		f:      f,
-		ctx:    ctx,
-		o:      o,
-		report: report,
-		names:  make(map[uint64]uint32),
-		paths:  make(map[uint64]string),
-		shared: make(map[uint32]bool),
+		f:       f,
+		ctx:     ctx,
+		o:       o,
+		report:  report,
+		names:   make(map[uint64]uint32),
+		paths:   make(map[uint64]*pathNode),
+		room:    f.metaSize(),
+		indexes: f.metaSize(),
+		shared:  make(map[uint32]bool),
 	}
 	c.super()
 	c.configs()
@@ -96,20 +98,28 @@ func (f *FS) Check(ctx context.Context, o CheckOptions, report func(Problem)) (C
 }
 
 type checker struct {
-	f      *FS
-	ctx    context.Context
-	o      CheckOptions
-	report func(Problem)
-	seen   Checked
-	names  map[uint64]uint32 // references to each inode that was met
-	paths  map[uint64]string // the first name of those with a problem to report later
-	shared map[uint32]bool   // shared xattrs whose place is noted
-	buf    []byte            // for contents
-	ranges [2][]byteRange    // metadata and data: of the primary device, of the metabox
+	f       *FS
+	ctx     context.Context
+	o       CheckOptions
+	report  func(Problem)
+	seen    Checked
+	names   map[uint64]uint32    // references to each inode that was met
+	paths   map[uint64]*pathNode // the first name of those that may have a problem to report later
+	room    int64                // bytes that further directories may take up
+	indexes int64                // bytes that further indexes may take up
+	shared  map[uint32]bool      // shared xattrs whose place is noted
+	buf     []byte               // for contents
+	ranges  [2][]byteRange       // metadata and data: of the primary device, of the metabox
 }
 
-func (c *checker) problem(r Rule, nid uint64, path string, format string, args ...any) {
-	c.report(Problem{Rule: r, Nid: nid, Path: path, Detail: fmt.Sprintf(format, args...)})
+// problem reports a problem of an inode.
+func (c *checker) problem(r Rule, nid uint64, at *pathNode, format string, args ...any) {
+	c.report(Problem{Rule: r, Nid: nid, Path: at.path(), Detail: fmt.Sprintf(format, args...)})
+}
+
+// imageProblem reports one of the image as a whole.
+func (c *checker) imageProblem(r Rule, format string, args ...any) {
+	c.report(Problem{Rule: r, Detail: fmt.Sprintf(format, args...)})
 }
 
 // super checks the superblock and the image as a whole.
@@ -118,13 +128,14 @@ func (c *checker) super() {
 	primary := f.devices[0]
 	if f.sb.FeatureCompat&ondisk.CompatSBChecksum != 0 {
 		if err := f.verifySuper(primary.r); err != nil {
-			c.problem(RuleChecksum, 0, "", "%v", err)
+			c.imageProblem(RuleChecksum, "%v", err)
 		}
 	}
 	if size := sizeOf(primary.r); size >= 0 && size < primary.size {
-		c.problem(RuleSize, 0, "", "%d bytes, but %d blocks of %d", size, primary.size>>f.blkBits, f.BlockSize())
+		c.imageProblem(RuleSize, "%d bytes, but %d blocks of %d", size, primary.size>>f.blkBits, f.BlockSize())
 	}
-	c.note(f.meta, ondisk.SuperOffset, int64(f.sb.Size()), noNid, true)
+	// What stands before the superblock is for boot loaders.
+	c.note(f.meta, 0, ondisk.SuperOffset+int64(f.sb.Size()), noNid, true)
 	if n := len(f.devices) - 1; n > 0 {
 		c.note(f.meta, int64(f.sb.DevtSlotOff)*ondisk.DeviceSlotSize, int64(n)*ondisk.DeviceSlotSize, noNid, true)
 	}
@@ -137,7 +148,7 @@ func (c *checker) deviceTable() {
 	for _, i := range c.f.byAddr {
 		a, b := devs[before], devs[i]
 		if b.addr < a.addr+a.size {
-			c.problem(RuleDevices, 0, "", "device %d at %#x of %d bytes overlaps device %d at %#x of %d", i, b.addr, b.size, before, a.addr, a.size)
+			c.imageProblem(RuleDevices, "device %d at %#x of %d bytes overlaps device %d at %#x of %d", i, b.addr, b.size, before, a.addr, a.size)
 		}
 		if b.addr+b.size > a.addr+a.size {
 			before = i
@@ -145,7 +156,7 @@ func (c *checker) deviceTable() {
 	}
 	for i := 1; i < len(devs); i++ {
 		if size := sizeOf2(devs[i].r); devs[i].base == 0 && size >= 0 && size+c.f.BlockSize() <= devs[i].size {
-			c.problem(RuleSize, 0, "", "device %d: %d bytes, but %d blocks of %d", i, size, devs[i].size>>c.f.blkBits, c.f.BlockSize())
+			c.imageProblem(RuleSize, "device %d: %d bytes, but %d blocks of %d", i, size, devs[i].size>>c.f.blkBits, c.f.BlockSize())
 		}
 	}
 }
@@ -157,10 +168,13 @@ func sizeOf2(r io.ReaderAt) int64 {
 	return sizeOf(r)
 }
 
+// named is what stands for a path where there is none.
+func (c *checker) named(name string) *pathNode { return (*pathNode)(nil).join(name) }
+
 // dirTask is a directory to go through.
 type dirTask struct {
 	nid, parent uint64
-	path        string
+	at          *pathNode
 }
 
 // tree goes through all that can be reached. It keeps a list of its own
@@ -168,25 +182,25 @@ type dirTask struct {
 func (c *checker) tree() {
 	root := c.f.RootNid()
 	for _, special := range []struct {
-		nid  uint64
-		path string
-		ok   bool
+		nid uint64
+		at  *pathNode
+		ok  bool
 	}{
-		{c.f.sb.MetaboxNid, "(metabox)", c.f.metabox != nil},
-		{c.f.sb.PackedNid, "(packed)", c.f.packed != nil},
+		{c.f.sb.MetaboxNid, c.named("(metabox)"), c.f.metabox != nil},
+		{c.f.sb.PackedNid, c.named("(packed)"), c.f.packed != nil},
 	} {
 		if special.ok {
 			if ino, err := c.f.inode(special.nid); err == nil { // Open has read it
 				ino.noFragments = true
 				c.note(ino.space, ino.Offset, ino.end()-ino.Offset, ino.Nid, true)
-				c.contents(ino, special.path)
+				c.contents(ino, special.at)
 			}
 		}
 	}
 	c.names[root] = 0
-	todo := []dirTask{{root, root, "."}}
+	todo := []dirTask{{root, root, nil}}
 	if ino, err := c.f.inode(root); err == nil {
-		c.inode(ino, ".")
+		c.inode(ino, nil)
 	}
 	for len(todo) > 0 && c.ctx.Err() == nil {
 		t := todo[len(todo)-1]
@@ -202,6 +216,10 @@ func (c *checker) directory(t dirTask, todo []dirTask) []dirTask {
 		return todo // reported when it was met
 	}
 	c.seen.Directories++
+	if c.room, err = c.f.takeRoom(ino, c.room); err != nil {
+		c.problem(RuleDirBlock, t.nid, t.at, "%v", err)
+		return todo
+	}
 	dot, dotdot := ino.dotOmitted, false
 	subdirs := uint32(0)
 	err = c.f.dirents(ino, func(e Dirent) error {
@@ -213,21 +231,21 @@ func (c *checker) directory(t dirTask, todo []dirTask) []dirTask {
 		case ".":
 			dot = true
 			if e.Nid != t.nid || e.Type != ondisk.FTDir {
-				c.problem(RuleDot, t.nid, t.path, "it is nid %s of type %d", FormatNid(e.Nid), e.Type)
+				c.problem(RuleDot, t.nid, t.at, "it is nid %s of type %d", FormatNid(e.Nid), e.Type)
 			}
 			return nil
 		case "..":
 			dotdot = true
 			if e.Nid != t.parent || e.Type != ondisk.FTDir {
-				c.problem(RuleDotDot, t.nid, t.path, "it is nid %s of type %d, the parent is nid %s", FormatNid(e.Nid), e.Type, FormatNid(t.parent))
+				c.problem(RuleDotDot, t.nid, t.at, "it is nid %s of type %d, the parent is nid %s", FormatNid(e.Nid), e.Type, FormatNid(t.parent))
 			}
 			return nil
 		}
 		if e.Type == ondisk.FTDir {
 			subdirs++
 		}
-		if path := joinPath(t.path, e.Name); c.entry(e, path) {
-			todo = append(todo, dirTask{e.Nid, t.nid, path})
+		if at := t.at.join(e.Name); c.entry(e, at) {
+			todo = append(todo, dirTask{e.Nid, t.nid, at})
 		}
 		return nil
 	})
@@ -239,71 +257,71 @@ func (c *checker) directory(t dirTask, todo []dirTask) []dirTask {
 		if errors.Is(err, errOrder) {
 			rule = RuleDirOrder
 		}
-		c.problem(rule, t.nid, t.path, "%v", err)
+		c.problem(rule, t.nid, t.at, "%v", err)
 		return todo
 	}
 	if !dot {
-		c.problem(RuleDot, t.nid, t.path, "there is none")
+		c.problem(RuleDot, t.nid, t.at, "there is none")
 	}
 	if !dotdot {
-		c.problem(RuleDotDot, t.nid, t.path, "there is none")
+		c.problem(RuleDotDot, t.nid, t.at, "there is none")
 	}
 	// One link is how file systems say that they do not count subdirectories.
 	if ino.Nlink != 2+subdirs && ino.Nlink != 1 {
-		c.problem(RuleNlink, t.nid, t.path, "link count %d of a directory of %d directories", ino.Nlink, subdirs)
+		c.problem(RuleNlink, t.nid, t.at, "link count %d of a directory of %d directories", ino.Nlink, subdirs)
 	}
 	return todo
 }
 
 // entry checks an entry, and its inode if it is the first to name it. It says
 // whether that is a directory to go through.
-func (c *checker) entry(e Dirent, path string) bool {
+func (c *checker) entry(e Dirent, at *pathNode) bool {
 	ino, err := c.f.inode(e.Nid)
 	if err != nil {
-		c.problem(RuleInode, e.Nid, path, "%v", err)
+		c.problem(RuleInode, e.Nid, at, "%v", err)
 		return false
 	}
 	if want := ondisk.FileType(uint16(ino.Mode)); e.Type != want {
-		c.problem(RuleType, e.Nid, path, "the entry's type is %d, the inode's mode %#o", e.Type, ino.Mode)
+		c.problem(RuleType, e.Nid, at, "the entry's type is %d, the inode's mode %#o", e.Type, ino.Mode)
 	}
 	n, met := c.names[e.Nid]
 	c.names[e.Nid] = n + 1
 	if met {
 		if ino.isDir() {
-			c.problem(RuleDirOnce, e.Nid, path, "nid %s is met again", FormatNid(e.Nid))
+			c.problem(RuleDirOnce, e.Nid, at, "nid %s is met again", FormatNid(e.Nid))
 		}
 		return false
 	}
 	if ino.Nlink > 1 || ino.Nlink == 0 {
-		c.paths[e.Nid] = path
+		c.paths[e.Nid] = at
 	}
-	c.inode(ino, path)
+	c.inode(ino, at)
 	return ino.isDir()
 }
 
 // inode checks what belongs to one inode.
-func (c *checker) inode(ino *inode, path string) {
+func (c *checker) inode(ino *inode, at *pathNode) {
 	c.seen.Inodes++
 	c.note(ino.space, ino.Offset, ino.end()-ino.Offset, ino.Nid, true)
 	if ino.nsec >= 1e9 {
-		c.problem(RuleInode, ino.Nid, path, "a time with %d nanoseconds", ino.nsec)
+		c.problem(RuleInode, ino.Nid, at, "a time with %d nanoseconds", ino.nsec)
 	}
-	c.xattrs(ino, path)
+	c.xattrs(ino, at)
 	if ino.hasData() && ino.Size > 0 {
-		c.contents(ino, path)
+		c.contents(ino, at)
 	}
 	if ino.IsSymlink() {
 		if _, err := c.f.readLink(ino); err != nil && !errors.Is(err, ErrNoDevice) {
-			c.problem(RuleSymlink, ino.Nid, path, "%v", err)
+			c.problem(RuleSymlink, ino.Nid, at, "%v", err)
 		}
 	}
 }
 
 // xattrs checks an inode's extended attributes.
-func (c *checker) xattrs(ino *inode, path string) {
+func (c *checker) xattrs(ino *inode, at *pathNode) {
 	list, err := c.f.xattrs(ino)
 	if err != nil {
-		c.problem(RuleXattr, ino.Nid, path, "%v", err)
+		c.problem(RuleXattr, ino.Nid, at, "%v", err)
 		return
 	}
 	if ino.XattrSize == 0 {
@@ -322,7 +340,7 @@ func (c *checker) xattrs(ino *inode, path string) {
 	for _, x := range list {
 		index, suffix := splitXattr(x.Name)
 		if h.NameFilter&ondisk.XattrFilterBit(index, suffix) != 0 {
-			c.problem(RuleFilter, ino.Nid, path, "filter %08x denies %q", h.NameFilter, x.Name)
+			c.problem(RuleFilter, ino.Nid, at, "filter %08x denies %q", h.NameFilter, x.Name)
 		}
 	}
 }
@@ -341,7 +359,7 @@ func splitXattr(name string) (index uint8, suffix string) {
 func (c *checker) links() {
 	f := c.f
 	if counted := c.seen.Inodes; f.sb.Inos < counted {
-		c.problem(RuleInos, 0, "", "the superblock counts %d inodes, %d were found", f.sb.Inos, counted)
+		c.imageProblem(RuleInos, "the superblock counts %d inodes, %d were found", f.sb.Inos, counted)
 	}
 	nids := slices.Sorted(maps.Keys(c.names))
 	for _, nid := range nids {
@@ -351,11 +369,11 @@ func (c *checker) links() {
 			continue
 		}
 		if ino.Nlink != n {
-			path := c.paths[nid]
-			if path == "" {
-				path = "nid " + FormatNid(nid)
+			at := c.paths[nid]
+			if at == nil {
+				at = c.named("nid " + FormatNid(nid))
 			}
-			c.problem(RuleNlink, nid, path, "link count %d, but %d names", ino.Nlink, n)
+			c.problem(RuleNlink, nid, at, "link count %d, but %d names", ino.Nlink, n)
 		}
 	}
 }

@@ -18,7 +18,7 @@ func (c *checker) configs() {
 	}
 	algs := f.sb.ComprAlgs
 	if unknown := algs >> ondisk.AlgMax << ondisk.AlgMax; unknown != 0 {
-		c.problem(RuleConfig, 0, "", "unknown algorithms %#x", unknown)
+		c.imageProblem(RuleConfig, "unknown algorithms %#x", unknown)
 	}
 	off := int64(ondisk.SuperOffset + f.sb.Size())
 	for a := range Algorithm(ondisk.AlgMax) {
@@ -31,7 +31,7 @@ func (c *checker) configs() {
 			err = f.checkConfig(a, b)
 		}
 		if err != nil {
-			c.problem(RuleConfig, 0, "", "%v at offset %#x: %v", a, off, err)
+			c.imageProblem(RuleConfig, "%v at offset %#x: %v", a, off, err)
 			return // where the next one is nobody knows
 		}
 		c.note(f.meta, off, int64(2+len(b)), noNid, true)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
+	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
 // Change is how a path differs between two images.
@@ -36,75 +37,79 @@ type Difference struct {
 // image alone is named too. Sizes of directories do not count, nor does how an
 // image stores anything.
 func Diff(ctx context.Context, a, b *FS, fn func(Difference) error) error {
-	d := differ{ctx: ctx, a: a, b: b, fn: fn, same: make(map[[2]uint64]bool)}
-	return d.both(a.RootNid(), b.RootNid(), ".")
+	d := differ{ctx: ctx, a: newWalker(a), b: newWalker(b), fn: fn, same: make(map[[2]uint64]bool)}
+	return d.both(a.RootNid(), b.RootNid(), nil)
 }
 
 type differ struct {
 	ctx  context.Context
-	a, b *FS
+	a, b *walker
 	fn   func(Difference) error
-	same map[[2]uint64]bool // pairs of directories, or of files with several names, that were compared
+	same map[[2]uint64]bool // pairs of files with several names that were compared
 }
 
 // both compares two inodes of one path.
-func (d *differ) both(na, nb uint64, path string) error {
+func (d *differ) both(na, nb uint64, at *pathNode) error {
 	if err := d.ctx.Err(); err != nil {
 		return err
 	}
-	if len(path) > maxPath {
-		return fmt.Errorf("a path of more than %d bytes", maxPath)
+	if at != nil && at.size > maxPath {
+		return fmt.Errorf("a path of more than %d bytes: %w", maxPath, fault.ErrUnsupported)
 	}
-	a, err := d.a.inode(na)
+	a, err := d.a.f.inode(na)
 	if err != nil {
-		return fmt.Errorf("%q: %w", path, err)
+		return at.fail(err)
 	}
-	b, err := d.b.inode(nb)
+	b, err := d.b.f.inode(nb)
 	if err != nil {
-		return fmt.Errorf("%q: %w", path, err)
+		return at.fail(err)
 	}
 	details, err := d.details(a, b)
 	if err != nil {
-		return fmt.Errorf("%q: %w", path, err)
+		return at.fail(err)
 	}
 	if len(details) > 0 {
-		if err := d.fn(Difference{path, Changed, details}); err != nil {
+		if err := d.fn(Difference{at.path(), Changed, details}); err != nil {
 			return err
 		}
 	}
-	pair := [2]uint64{na, nb}
-	if !a.isDir() && !b.isDir() || d.same[pair] {
+	if !a.isDir() && !b.isDir() {
 		return nil
 	}
-	d.same[pair] = true
-	return d.entries(a, b, path)
+	return d.entries(a, b, at)
 }
 
 // entries merges the entries of two inodes, of which at least one is a
 // directory.
-func (d *differ) entries(a, b *inode, path string) error {
-	var la, lb []Dirent
+func (d *differ) entries(a, b *inode, at *pathNode) error {
+	var lists [2][]Dirent // what is no directory has no entries
+	for i, side := range [...]struct {
+		w   *walker
+		ino *inode
+	}{{d.a, a}, {d.b, b}} {
+		if !side.ino.isDir() {
+			continue
+		}
+		err := side.w.enter(side.ino)
+		if err == nil {
+			lists[i], err = side.w.list(side.ino)
+		}
+		if err != nil {
+			return at.fail(err)
+		}
+	}
+	la, lb := lists[0], lists[1]
 	var err error
-	if a.isDir() {
-		if la, err = d.a.readDir(a); err != nil {
-			return fmt.Errorf("%q: %w", path, err)
-		}
-	}
-	if b.isDir() {
-		if lb, err = d.b.readDir(b); err != nil {
-			return fmt.Errorf("%q: %w", path, err)
-		}
-	}
 	for len(la) > 0 || len(lb) > 0 {
 		switch {
 		case len(lb) == 0 || len(la) > 0 && la[0].Name < lb[0].Name:
-			err = d.one(d.a, la[0], path, Removed)
+			err = d.one(d.a, la[0], at, Removed)
 			la = la[1:]
 		case len(la) == 0 || lb[0].Name < la[0].Name:
-			err = d.one(d.b, lb[0], path, Added)
+			err = d.one(d.b, lb[0], at, Added)
 			lb = lb[1:]
 		default:
-			err = d.both(la[0].Nid, lb[0].Nid, joinPath(path, la[0].Name))
+			err = d.both(la[0].Nid, lb[0].Nid, at.join(la[0].Name))
 			la, lb = la[1:], lb[1:]
 		}
 		if err != nil {
@@ -115,13 +120,13 @@ func (d *differ) entries(a, b *inode, path string) error {
 }
 
 // one reports an entry of one image, and what is below it.
-func (d *differ) one(f *FS, e Dirent, path string, c Change) error {
-	return f.Walk(e.Nid, func(sub string, _ *Stat) error {
-		p := joinPath(path, e.Name)
-		if sub != "." {
-			p += "/" + sub
+func (d *differ) one(w *walker, e Dirent, at *pathNode, c Change) error {
+	at = at.join(e.Name)
+	return w.walk(e.Nid, at, func(path string, _ *Stat) error {
+		if err := d.ctx.Err(); err != nil {
+			return err
 		}
-		return d.fn(Difference{Path: p, Change: c})
+		return d.fn(Difference{Path: path, Change: c})
 	})
 }
 
@@ -148,11 +153,11 @@ func (d *differ) details(a, b *inode) ([]string, error) {
 	}
 	switch {
 	case a.IsSymlink():
-		ta, err := d.a.readLink(a)
+		ta, err := d.a.f.readLink(a)
 		if err != nil {
 			return nil, err
 		}
-		tb, err := d.b.readLink(b)
+		tb, err := d.b.f.readLink(b)
 		if err != nil {
 			return nil, err
 		}
@@ -169,11 +174,11 @@ func (d *differ) details(a, b *inode) ([]string, error) {
 			}
 		}
 	}
-	xa, err := d.a.xattrs(a)
+	xa, err := d.a.f.xattrs(a)
 	if err != nil {
 		return nil, err
 	}
-	xb, err := d.b.xattrs(b)
+	xb, err := d.b.f.xattrs(b)
 	if err != nil {
 		return nil, err
 	}
@@ -208,11 +213,11 @@ func (d *differ) contents(a, b *inode) (int64, error) {
 	if a.Size == 0 || d.same[pair] {
 		return -1, nil
 	}
-	da, err := d.a.data(a)
+	da, err := d.a.f.data(a)
 	if err != nil {
 		return 0, err
 	}
-	db, err := d.b.data(b)
+	db, err := d.b.f.data(b)
 	if err != nil {
 		return 0, err
 	}

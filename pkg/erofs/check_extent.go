@@ -12,14 +12,24 @@ import (
 // contents checks where an inode's contents are: that the map can be decoded,
 // that extents lie within their devices; and, where asked to, that the bytes
 // can be read.
-func (c *checker) contents(ino *inode, path string) {
+func (c *checker) contents(ino *inode, at *pathNode) {
 	d, err := c.f.data(ino)
 	if err != nil {
-		c.problem(RuleExtent, ino.Nid, path, "%v", err)
+		c.problem(RuleExtent, ino.Nid, at, "%v", err)
 		return
 	}
 	if t, ok := d.m.(interface{ index() (off, n int64) }); ok {
 		off, n := t.index()
+		if size := c.f.metaSize(); n > size {
+			c.problem(RuleExtent, ino.Nid, at, "an index of %d bytes, in an image that has %d for all", n, size)
+			return
+		}
+		// Indexes share no bytes, so sound ones fit in; going through others
+		// could take the square of the image's size.
+		if c.indexes -= n; c.indexes < 0 {
+			c.problem(RuleOverlap, ino.Nid, at, "indexes take up more bytes than there are")
+			return
+		}
 		c.note(ino.space, off, n, ino.Nid, true)
 	}
 	var failed error
@@ -27,7 +37,7 @@ func (c *checker) contents(ino *inode, path string) {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
-		c.extent(ino, path, &e)
+		c.extent(ino, at, &e)
 		if c.o.Data && failed == nil {
 			failed = c.read(d, &e)
 		}
@@ -37,15 +47,15 @@ func (c *checker) contents(ino *inode, path string) {
 		return
 	}
 	if err != nil {
-		c.problem(RuleExtent, ino.Nid, path, "%v", err)
+		c.problem(RuleExtent, ino.Nid, at, "%v", err)
 	}
 	if failed != nil && !errors.Is(failed, ErrNoDevice) {
-		c.problem(RuleData, ino.Nid, path, "%v", failed)
+		c.problem(RuleData, ino.Nid, at, "%v", failed)
 	}
 }
 
 // extent checks one extent's place, and notes it.
-func (c *checker) extent(ino *inode, path string, e *FileExtent) {
+func (c *checker) extent(ino *inode, at *pathNode, e *FileExtent) {
 	switch {
 	case e.Kind == ExtentHole:
 		return
@@ -54,12 +64,12 @@ func (c *checker) extent(ino *inode, path string, e *FileExtent) {
 		return
 	case e.Kind == ExtentFragment:
 		if size := c.f.packed.Size(); e.Addr+e.AddrLen > size {
-			c.problem(RuleBounds, ino.Nid, path, "fragment at %#x of %d bytes, in a packed inode of %d", e.Addr, e.AddrLen, size)
+			c.problem(RuleBounds, ino.Nid, at, "fragment at %#x of %d bytes, in a packed inode of %d", e.Addr, e.AddrLen, size)
 		}
 		return
 	}
 	if size := c.f.devices[e.Device].size; e.Addr+e.AddrLen > size {
-		c.problem(RuleBounds, ino.Nid, path, "extent at %#x of %d bytes, on device %d of %d", e.Addr, e.AddrLen, e.Device, size)
+		c.problem(RuleBounds, ino.Nid, at, "extent at %#x of %d bytes, on device %d of %d", e.Addr, e.AddrLen, e.Device, size)
 		return
 	}
 	if e.Device == 0 {
@@ -156,7 +166,7 @@ func (c *checker) overlaps() {
 				other = data
 			}
 			if r.start < other.end {
-				c.problem(RuleOverlap, r.nid, describeNid(r.nid), "bytes %#x..%#x are also those of %s", r.start, min(r.end, other.end), describeNid(other.nid))
+				c.problem(RuleOverlap, r.nid, c.named(describeNid(r.nid)), "bytes %#x..%#x are also those of %s", r.start, min(r.end, other.end), describeNid(other.nid))
 			}
 			switch {
 			case r.meta && r.end > meta.end:
@@ -192,7 +202,7 @@ func (m *zMap) index() (off, n int64) {
 	var c zCursor
 	last, err := m.load(&c, m.count-1)
 	if err != nil {
-		return m.header, ondisk.MapHeaderSize // reported with the extents
+		return m.header, ondisk.MapHeaderSize + 2*m.count // at least; reported with the extents
 	}
 	return m.header, last.next - m.header
 }

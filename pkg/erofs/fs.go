@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"math"
 	"strings"
 	"time"
 
@@ -96,11 +97,15 @@ func (f *FS) readLink(ino *inode) (string, error) {
 	return string(b), nil
 }
 
-// ReadFile implements fs.ReadFileFS.
+// ReadFile implements fs.ReadFileFS. It refuses files of 2 GiB and more, which
+// an image of a few bytes may have: open those.
 func (f *FS) ReadFile(name string) ([]byte, error) {
 	file, err := f.Open(name)
 	if err != nil {
 		return nil, err
+	}
+	if size := file.(*File).Size(); size > math.MaxInt32 {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("%d bytes: %w", size, fault.ErrUnsupported)}
 	}
 	// A size of which much is a lie, or a hole, is not allocated at once.
 	var b bytes.Buffer

@@ -16,6 +16,7 @@ const maxAddr = 1 << 62
 type Device struct {
 	Tag     string // as recorded, often a digest; empty for the primary device
 	Blocks  uint64 // size in blocks
+	Size    int64  // the same in bytes
 	Uniaddr uint64 // first block in the one address space; 0 if it has no place there
 	Present bool   // its data can be read
 }
@@ -36,6 +37,7 @@ func (f *FS) Devices() []Device {
 		list[i] = Device{
 			Tag:     d.tag,
 			Blocks:  uint64(d.size >> f.blkBits),
+			Size:    d.size,
 			Uniaddr: uint64(d.addr >> f.blkBits),
 			Present: d.r != nil,
 		}
@@ -70,6 +72,9 @@ func (f *FS) readDevices(r io.ReaderAt, size int64) error {
 		if f.has(ondisk.Incompat48Bit) {
 			blocks |= uint64(slot.BlocksHi) << 32
 			uniaddr |= uint64(slot.UniaddrHi) << 32
+		}
+		if blocks > maxAddr>>f.blkBits || uniaddr > maxAddr>>f.blkBits {
+			return fmt.Errorf("device table: offset %#x: %d blocks from %d on: %w", off, blocks, uniaddr, fault.ErrCorrupt)
 		}
 		d := device{tag: cString(slot.Tag[:]), size: int64(blocks) << f.blkBits, addr: int64(uniaddr) << f.blkBits}
 		switch {

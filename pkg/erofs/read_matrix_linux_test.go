@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -88,7 +89,8 @@ func matrixTree(t testing.TB) string {
 	must(unix.Mknod(at("disk"), unix.S_IFBLK|0o660, int(unix.Mkdev(259, 70000))))
 	must(unix.Mknod(at("socket"), unix.S_IFSOCK|0o755, 0))
 	must(os.Chmod(at("sizes/text1"), 0o755|fs.ModeSetuid|fs.ModeSetgid))
-	must(os.Lchown(at("sizes/text11"), 70000, 4_000_000_000))
+	gid := uint32(4_000_000_000) // as an int it may be negative, which is what the kernel takes
+	must(os.Lchown(at("sizes/text11"), 70000, int(gid)))
 	must(os.Lchown(at("names/link"), 12, 34))
 
 	set := func(name, attr string, value []byte) {
@@ -117,7 +119,8 @@ func matrixTree(t testing.TB) string {
 		return unix.UtimesNanoAt(unix.AT_FDCWD, p, ts, unix.AT_SYMLINK_NOFOLLOW)
 	}))
 	stamp := func(name string, sec, nsec int64) {
-		ts := []unix.Timespec{{Sec: sec, Nsec: nsec}, {Sec: sec, Nsec: nsec}}
+		time := unix.NsecToTimespec(sec*1e9 + nsec)
+		ts := []unix.Timespec{time, time}
 		must(unix.UtimesNanoAt(unix.AT_FDCWD, at(name), ts, unix.AT_SYMLINK_NOFOLLOW))
 	}
 	stamp("sizes/text11", 1700000001, 123456789)
@@ -185,6 +188,9 @@ var matrix = []struct {
 // and erofsfuse beside it. Where the kernel refuses an image, the tree that it
 // was made of stands in.
 func TestMatrix(t *testing.T) {
+	if strconv.IntSize == 32 {
+		t.Skip("skipped: a stat of 32 bits does not show all of the tree's times")
+	}
 	mkfs := interop.Peer(t, "mkfs.erofs")
 	src := matrixTree(t)
 	source := sync.OnceValue(func() fstree.Tree {

@@ -84,7 +84,10 @@ func (p *plan) emit(start int64) error {
 			return err
 		}
 		buf = p.appendInode(buf[:0], i, &f, uint32(k+1))
-		buf = append(buf, p.xattrs.body(i.Xattrs)...)
+		var err error
+		if buf, err = p.xattrs.encode(buf, i.Xattrs); err != nil {
+			return err
+		}
 		for int64(len(buf)) < f.bodyAt() {
 			buf = append(buf, 0)
 		}
@@ -180,7 +183,7 @@ func (p *plan) superblock(fin Final, size int64) error {
 		return fmt.Errorf("erofs: root at nid %d", root) // place puts it first
 	}
 	sb.RootNidOrBlksHi = uint16(root)
-	if len(p.xattrs.bodies) > 0 {
+	if p.xattrs.sets > 0 {
 		sb.FeatureCompat |= ondisk.CompatXattrFilter
 	}
 	if len(fin.Devices) > 0 || p.usesChunks() {

@@ -143,7 +143,7 @@ func (p *plan) form(f *form, i *rootfs.Inode) (err error) {
 	*f = form{}
 	f.extended = i.UID > 0xffff || i.GID > 0xffff || i.Nlink > 0xffff ||
 		i.Size > 0xffffffff || mtimeOf(i) != p.epoch
-	f.xattrs = int64(len(p.xattrs.body(i.Xattrs)))
+	f.xattrs = p.xattrs.size(i.Xattrs)
 	switch {
 	case i.IsRegular() && i.Size == 0:
 	case i.IsRegular():

@@ -1,7 +1,9 @@
 package erofs
 
 import (
+	"encoding/binary"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"slices"
 	"strings"
@@ -93,35 +95,22 @@ func xattrBound(s *rootfs.XattrSet) int64 {
 }
 
 // An xattrTable knows which attributes are stored once for all, and gives each
-// set its form behind an inode.
+// set its form behind an inode. There may be as many sets as inodes: what is
+// behind an inode is made when that is written, and only its size is kept.
 type xattrTable struct {
 	prefixes []ondisk.LongPrefix
 	used     bool                       // a long prefix is
 	shared   map[tarstream.Xattr]uint32 // id: offset in the shared area / 4
 	area     []byte                     // the shared area
-	bodies   map[*rootfs.XattrSet][]byte
+	sets     int                        // how many there are
 }
 
 // newXattrTable looks at the sets of all inodes, in image order.
 func newXattrTable(inodes []*rootfs.Inode, prefixes []ondisk.LongPrefix) (*xattrTable, error) {
-	t := &xattrTable{prefixes: prefixes, shared: make(map[tarstream.Xattr]uint32), bodies: make(map[*rootfs.XattrSet][]byte)}
-	uses := make(map[tarstream.Xattr]int)
-	var order []tarstream.Xattr
-	var sets []*rootfs.XattrSet
-	for _, i := range inodes {
-		if i.Xattrs == nil {
-			continue
-		}
-		if _, ok := t.bodies[i.Xattrs]; !ok {
-			t.bodies[i.Xattrs] = nil
-			sets = append(sets, i.Xattrs)
-		}
-		for _, x := range i.Xattrs.List {
-			if uses[x]++; uses[x] == 1 {
-				order = append(order, x)
-			}
-		}
-	}
+	t := &xattrTable{prefixes: prefixes, shared: make(map[tarstream.Xattr]uint32)}
+	sets := usedSets(inodes)
+	t.sets = len(sets)
+	uses, order := repeated(sets)
 	for _, x := range order {
 		e, err := t.encodeXattr(nil, x)
 		if err != nil {
@@ -133,20 +122,84 @@ func newXattrTable(inodes []*rootfs.Inode, prefixes []ondisk.LongPrefix) (*xattr
 			t.area = append(t.area, e...)
 		}
 	}
+	var buf []byte
 	for _, s := range sets {
-		body, err := t.encode(s)
-		if err != nil {
+		var err error
+		if buf, err = t.encode(buf[:0], s); err != nil {
 			return nil, err
 		}
-		t.bodies[s] = body
+		s.Stored = uint32(len(buf))
 	}
 	return t, nil
 }
 
-// body is what stands between an inode and its data.
-func (t *xattrTable) body(s *rootfs.XattrSet) []byte { return t.bodies[s] }
+// usedSets lists the sets that inodes have, in the order of their first uses,
+// and counts these.
+func usedSets(inodes []*rootfs.Inode) (sets []*rootfs.XattrSet) {
+	for _, i := range inodes {
+		if i.Xattrs != nil {
+			i.Xattrs.Uses = 0
+		}
+	}
+	for _, i := range inodes {
+		if i.Xattrs == nil {
+			continue
+		}
+		if i.Xattrs.Uses++; i.Xattrs.Uses == 1 {
+			sets = append(sets, i.Xattrs)
+		}
+	}
+	return sets
+}
 
-func (t *xattrTable) encode(s *rootfs.XattrSet) ([]byte, error) {
+// repeated counts the uses of the attributes that more than one inode may have,
+// and lists them in the order of the sets. The others, of which a million files
+// can have a million, are told apart by hashes: two that collide do no harm.
+func repeated(sets []*rootfs.XattrSet) (uses map[tarstream.Xattr]int, order []tarstream.Xattr) {
+	seed := maphash.MakeSeed()
+	var hashes []uint64
+	for _, s := range sets {
+		for _, x := range s.List {
+			hashes = append(hashes, maphash.Comparable(seed, x))
+		}
+	}
+	slices.Sort(hashes)
+	twice := hashes[:0]
+	for k, h := range hashes {
+		if k > 0 && h == hashes[k-1] && (len(twice) == 0 || twice[len(twice)-1] != h) {
+			twice = append(twice, h)
+		}
+	}
+	uses = make(map[tarstream.Xattr]int)
+	for _, s := range sets {
+		for _, x := range s.List {
+			if s.Uses == 1 {
+				if _, ok := slices.BinarySearch(twice, maphash.Comparable(seed, x)); !ok {
+					continue
+				}
+			}
+			if uses[x] == 0 {
+				order = append(order, x)
+			}
+			uses[x] += int(s.Uses)
+		}
+	}
+	return uses, order
+}
+
+// size is how many bytes encode appends.
+func (t *xattrTable) size(s *rootfs.XattrSet) int64 {
+	if s == nil {
+		return 0
+	}
+	return int64(s.Stored)
+}
+
+// encode appends what stands between an inode and its data.
+func (t *xattrTable) encode(dst []byte, s *rootfs.XattrSet) ([]byte, error) {
+	if s == nil {
+		return dst, nil
+	}
 	h := ondisk.XattrHeader{NameFilter: ondisk.XattrFilterDefault}
 	var ids []uint32
 	var inline []byte
@@ -164,15 +217,18 @@ func (t *xattrTable) encode(s *rootfs.XattrSet) ([]byte, error) {
 	}
 	slices.Sort(ids) // the kernel reads them in turn: in disk order
 	h.SharedCount = uint8(len(ids))
-	b := h.Append(nil)
+	start := len(dst)
+	dst = h.Append(dst)
 	for _, id := range ids {
-		b = append(b, byte(id), byte(id>>8), byte(id>>16), byte(id>>24))
+		dst = binary.LittleEndian.AppendUint32(dst, id)
 	}
-	b = append(b, inline...)
-	if _, ok := ondisk.XattrIcount(len(b)); !ok {
-		return nil, fmt.Errorf("%d bytes of xattrs on one file: %w", len(b), fault.ErrUnsupported)
+	dst = append(dst, inline...)
+	if n := len(dst) - start; n > 0 {
+		if _, ok := ondisk.XattrIcount(n); !ok {
+			return nil, fmt.Errorf("%d bytes of xattrs on one file: %w", n, fault.ErrUnsupported)
+		}
 	}
-	return b, nil
+	return dst, nil
 }
 
 func (t *xattrTable) encodeXattr(dst []byte, x tarstream.Xattr) ([]byte, error) {
