@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -155,7 +156,7 @@ func (b *bench) line(ctx context.Context, what string, fromStart bool, read func
 }
 
 func (b *bench) firstByte(ctx context.Context) error {
-	return b.line(ctx, "first byte of a file, from start", true, func(s *server) error {
+	return b.line(ctx, "first byte of a file, from the start", true, func(s *server) error {
 		f, c, err := s.open()
 		if err != nil {
 			return err
@@ -173,19 +174,19 @@ func (b *bench) firstByte(ctx context.Context) error {
 
 func (b *bench) packageSources(ctx context.Context) error {
 	dir := b.image.sources()
-	return b.once(ctx, "a package's sources: "+dir, func(s *server) error { return s.read(b.image.in(dir)) }, func(r result, c counts) string {
+	return b.once(ctx, "package "+path.Base(dir), func(s *server) error { return s.read(b.image.in(dir)) }, func(r result, c counts) string {
 		return b.bound("GETs", float64(c.gets)/float64(r.spans), 1.2) + ", " + b.bound("bytes", float64(c.bytes)/float64(r.stored), 1.15)
 	})
 }
 
 func (b *bench) bigFile(ctx context.Context) error {
 	f := b.image.sized(15 << 20)
-	return b.once(ctx, fmt.Sprintf("a file of %.1f MB: %s", float64(f.size)/1e6, f.path), func(s *server) error { return s.read([]file{f}) }, nil)
+	return b.once(ctx, fmt.Sprintf("file %s, %.1f MB", path.Base(f.path), float64(f.size)/1e6), func(s *server) error { return s.read([]file{f}) }, nil)
 }
 
 func (b *bench) fourReaders(ctx context.Context) error {
 	const readers = 4
-	return b.once(ctx, "the whole tree, by four readers", func(s *server) error {
+	return b.once(ctx, "tree, by four readers", func(s *server) error {
 		var wg sync.WaitGroup
 		errs := make([]error, readers)
 		for i := range readers {
@@ -207,17 +208,17 @@ func (b *bench) treeNote(r result, _ counts) string {
 }
 
 func (b *bench) tree(ctx context.Context) error {
-	return b.once(ctx, "the whole tree", func(s *server) error { return s.read(b.image.files) }, b.treeNote, "--cache-size", "1GiB")
+	return b.once(ctx, "tree", func(s *server) error { return s.read(b.image.files) }, b.treeNote, "--cache-size", "1GiB")
 }
 
 // treeFromDisk reads the tree twice, by two servers with one cache directory.
 func (b *bench) treeFromDisk(ctx context.Context) error {
 	read := func(s *server) error { return s.read(b.image.files) }
 	dir := filepath.Join(b.dir, "cache")
-	if err := b.once(ctx, "the whole tree, into a cache directory", read, b.treeNote, "--cache-size", "64MiB", "--cache-dir", dir); err != nil {
+	if err := b.once(ctx, "tree, filling --cache-dir", read, b.treeNote, "--cache-size", "64MiB", "--cache-dir", dir); err != nil {
 		return err
 	}
-	return b.once(ctx, "the same, out of it", read, func(_ result, c counts) string { return b.bound("GETs", float64(c.gets), 0) }, "--cache-size", "64MiB", "--cache-dir", dir)
+	return b.once(ctx, "tree, from --cache-dir", read, func(_ result, c counts) string { return b.bound("GETs", float64(c.gets), 0) }, "--cache-size", "64MiB", "--cache-dir", dir)
 }
 
 // recorded reads a package's sources, and again once the record of that has
@@ -225,10 +226,10 @@ func (b *bench) treeFromDisk(ctx context.Context) error {
 func (b *bench) recorded(ctx context.Context) error {
 	files := b.image.in(b.image.sources())
 	record := filepath.Join(b.dir, "record")
-	if err := b.once(ctx, "a package's sources, recorded", func(s *server) error { return s.read(files) }, nil, "--record", record); err != nil {
+	if err := b.once(ctx, "package, --record", func(s *server) error { return s.read(files) }, nil, "--record", record); err != nil {
 		return err
 	}
-	return b.once(ctx, "the same, prefetched", func(s *server) error {
+	return b.once(ctx, "package, --prefetch=recorded", func(s *server) error {
 		if err := b.settle(ctx); err != nil {
 			return err
 		}
@@ -283,11 +284,11 @@ func (b *bench) gentle(ctx context.Context) error {
 		}, args...)
 		return mean, err
 	}
-	alone, err := latency("reads now and then, alone", func(m time.Duration) string { return fmt.Sprintf("mean %.0f ms", m.Seconds()*1e3) })
+	alone, err := latency("reads now and then", func(m time.Duration) string { return fmt.Sprintf("mean %.0f ms", m.Seconds()*1e3) })
 	if err != nil {
 		return err
 	}
-	_, err = latency("the same, with --prefetch=all", func(m time.Duration) string {
+	_, err = latency("reads now and then, --prefetch=all", func(m time.Duration) string {
 		return fmt.Sprintf("mean %.0f ms, ", m.Seconds()*1e3) + b.bound("of the other", m.Seconds()/alone.Seconds(), 1.1)
 	}, "--prefetch", "all", "--cache-dir", filepath.Join(b.dir, "gentle"))
 	return err
