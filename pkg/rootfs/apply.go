@@ -42,6 +42,9 @@ var errRootType = fmt.Errorf("the root must be a directory: %w", fault.ErrUnsupp
 // knows where it put the data; otherwise nil.
 func (t *Tree) Apply(e *tarstream.Entry) (*Inode, error) {
 	i, err := t.apply(e)
+	if err == nil && t.setSize > maxXattrBytes {
+		err = fmt.Errorf("files with different xattrs of more than %d MiB together: %w", maxXattrBytes>>20, fault.ErrUnsupported)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%q: %w", e.Name, err)
 	}

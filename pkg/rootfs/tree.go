@@ -86,7 +86,9 @@ func (i *Inode) Sparse() (runs []tarstream.Extent, ok bool) {
 // An XattrSet is the extended attributes of an inode, ordered by name. Sets
 // are shared between inodes and not changed.
 type XattrSet struct {
-	List []tarstream.Xattr
+	List   []tarstream.Xattr
+	Uses   uint32 // writer's: how many inodes have it
+	Stored uint32 // writer's: bytes that it takes beside an inode
 }
 
 // Tree is a root filesystem. The zero value is not ready: see New.
@@ -98,6 +100,7 @@ type Tree struct {
 
 	forward []forwardLink
 	sets    map[string]*XattrSet
+	setSize int64 // bytes of memory that they take, about
 
 	// The directory that the last entry was put into: archives list a
 	// directory's files together.
@@ -230,6 +233,15 @@ func (t *Tree) impliedDir() *Inode {
 	return i
 }
 
+// What a set and each of its attributes take beside their bytes, and what all
+// sets may take: signatures of a million files. A compressed archive of a few MB
+// can ask for as many GB.
+const (
+	xattrSetSize  = 96
+	xattrSize     = 32
+	maxXattrBytes = 512 << 20
+)
+
 // xattrSet gives equal lists one set.
 func (t *Tree) xattrSet(list []tarstream.Xattr) *XattrSet {
 	if len(list) == 0 {
@@ -257,7 +269,8 @@ func (t *Tree) xattrSet(list []tarstream.Xattr) *XattrSet {
 		list[k].Value = rest[n : n+len(x.Value)]
 		rest = rest[n+len(x.Value):]
 	}
-	s := &XattrSet{list}
+	s := &XattrSet{List: list}
 	t.sets[key] = s
+	t.setSize += int64(len(key)) + xattrSetSize + xattrSize*int64(len(list))
 	return s
 }
