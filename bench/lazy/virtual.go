@@ -68,7 +68,11 @@ func (b *bench) virtual(ctx context.Context) error {
 		}
 		args = append([]string{"MOUNT_EROFS=/sbin/mount.erofs"}, args...)
 	}
-	g.Script = "echo; echo in a virtual machine, by $VM_ACCEL:\n" + strings.Join(args, " ")
+	// The commands' progress bars are for terminals other than that.
+	g.Script = "echo; echo in a virtual machine, by $VM_ACCEL:\n" + strings.Join(args, " ") + ` 2>/tmp/log
+code=$?
+[ $code = 0 ] || cat /tmp/log
+exit $code`
 	g.Output = os.Stdout
 	exit, err := g.Run(ctx)
 	if err == nil && exit != 0 {
