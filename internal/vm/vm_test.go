@@ -81,6 +81,12 @@ func TestKernel(t *testing.T) {
 		g.Put("/usr/local/bin/"+name, filepath.Join(interop.RepoRoot(t), "scripts", name))
 	}
 	g.Put("/sbin/mount.layerpipe", filepath.Join(interop.RepoRoot(t), "scripts", "mount.layerpipe"))
+	// The programs of people's systems, where busybox has its own or none.
+	for _, name := range []string{"mount", "umount", "nbd-client"} {
+		if err := g.PutProgram("/system/"+name, interop.Tool(t, name, "/usr/sbin/"+name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, pkg := range packages {
 		name := filepath.Base(pkg) + ".test"
 		g.Put("/tests/"+name, goBuild(t, filepath.Join(dir, name), "test", "-c", pkg))
@@ -99,7 +105,7 @@ func TestKernel(t *testing.T) {
 	nat := testimage.NewLayers(t, testimage.Layer{File: filepath.Join(dir, "whole"), MediaType: "application/vnd.erofs.layer.v1"})
 	g.Put("/data/layout/native", nat.Dir)
 
-	// For one who looks for something: CRASHES=1000 GUESTFLAGS=-test.run=TestCrash
+	// For one who looks for something: CRASHES=1000 GUESTFLAGS="-test.run='TestCrash|TestLazy'"
 	g.Script = "export LAYERPIPE_VM=1 CRASHES='" + os.Getenv("CRASHES") + "'; set -- " + os.Getenv("GUESTFLAGS") + `
 cd /tmp
 for test in /tests/*; do

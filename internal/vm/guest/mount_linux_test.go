@@ -232,6 +232,34 @@ func TestNetworkNamespace(t *testing.T) {
 	s.gone()
 }
 
+// TestNbdClient: Debian's nbd-client as the one that attaches, by netlink and by
+// ioctl.
+func TestNbdClient(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "socket")
+	cmd := exec.Command("erofs-nbd", whole, "--listen", "unix:"+socket)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Signal(syscall.SIGTERM)
+	await(t, "it listens", func() bool { _, err := os.Stat(socket); return err == nil })
+	want, err := os.ReadFile(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const dev, n = "/dev/nbd7", 7
+	for _, way := range [][]string{nil, {"-nonetlink"}} {
+		ok(t, append([]string{"/system/nbd-client", "-unix", socket, dev, "-N", ""}, way...)...)
+		await(t, "it is attached", func() bool { i, err := nbddev.Stat(n); return err == nil && i.Size == int64(len(want)) })
+		if got, err := os.ReadFile(dev); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%v: %d bytes, %v", way, len(got), err)
+		}
+		command(t, 1, "in use", whole, "--attach="+dev)
+		ok(t, "/system/nbd-client", "-d", dev)
+		await(t, "it is detached", func() bool { i, err := nbddev.Stat(n); return err == nil && !i.Attached })
+	}
+}
+
 // TestRegistryRestart: a mount outlives its registry's restart.
 func TestRegistryRestart(t *testing.T) {
 	r := newRegistry(t)

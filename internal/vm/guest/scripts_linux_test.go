@@ -90,3 +90,61 @@ func TestMountHelper(t *testing.T) {
 	script(t, 32, "", helper, r.ref(native), dir, "-o", "oci.insecure,oci.layer=0")
 	script(t, 0, "", helper, r.ref(native), dir, "-f", "-o", "oci.insecure")
 }
+
+// TestMountCommand: util-linux's mount and umount, by command line and by
+// fstab.
+func TestMountCommand(t *testing.T) {
+	const mount, umount = "/system/mount", "/system/umount"
+	r := newRegistry(t)
+	r.Basic("someone", "hunter2-secret")
+	dir := filepath.Join(t.TempDir(), "m")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	options := "nosuid,oci.insecure,oci.username=someone,oci.password=hunter2-secret,oci.index-dir=" + t.TempDir()
+	ended := func() bool {
+		left, _ := filepath.Glob("/run/layerpipe/nbd*.json")
+		return len(left) == 0
+	}
+
+	script(t, 0, "/dev/nbd", mount, "-t", "layerpipe", r.ref(repository), dir, "-o", options)
+	compare(t, dir)
+	titles, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(titles) == 0 {
+		t.Fatalf("%v, %v", titles, err)
+	}
+	for _, name := range append(titles, "/run/layerpipe/nbd0.json") {
+		if b, _ := os.ReadFile(name); strings.Contains(string(b), "hunter2") {
+			t.Errorf("%s: %q", name, b)
+		}
+	}
+	script(t, 0, "", mount, "-o", "remount,noatime", dir)
+	if b, err := os.ReadFile("/proc/mounts"); err != nil || !strings.Contains(string(b), dir+" erofs ro,noatime") && !strings.Contains(string(b), dir+" erofs ro,nosuid,noatime") {
+		t.Errorf("%s, %v", b, err)
+	}
+	script(t, 0, "", umount, dir)
+	await(t, "the server ends", ended)
+
+	line := r.ref(repository) + " " + dir + " layerpipe noauto,_netdev," + options + " 0 0\n"
+	if err := os.WriteFile("/etc/fstab", []byte(line), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove("/etc/fstab")
+	script(t, 0, "/dev/nbd", mount, dir)
+	someFile(t, dir)
+	script(t, 0, "", umount, dir)
+	await(t, "the server ends", ended)
+
+	for bad, want := range map[string]string{
+		"oci.nonsense":           "oci.nonsense: unknown",
+		"oci.nonsense=1":         "unknown option --nonsense=1",
+		"oci.zinfo=/x":           "oci.zinfo needs oci.tarindex",
+		"oci.layer=0,oci.blob=1": "either oci.layer or oci.blob",
+		"remount":                "remount is not supported",
+	} {
+		out, err := exec.Command("/sbin/mount.layerpipe", r.ref(repository), dir, "-o", bad).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("%s: %q, %v", bad, out, err)
+		}
+	}
+}
