@@ -56,7 +56,11 @@ func (b *builder) entry(n int, e *tarstream.Entry, tr *tarstream.Reader) error {
 	}
 	if b.opts.Index {
 		i.Device, i.Offset = uint16(n+1), e.DataOffset
-		if i.Size == 0 || b.w.Mappable(i) {
+		ok, err := b.w.Map(i)
+		if err != nil {
+			return fmt.Errorf("%q: %w", e.Name, err)
+		}
+		if i.Size == 0 || ok {
 			return nil
 		}
 	}

@@ -82,6 +82,7 @@ type Writer struct {
 	first    int64 // offset of the data area
 	prefixes []ondisk.LongPrefix
 	sparse   int64 // bytes that sparse files take beside their data
+	runs     int64 // of all sparse files
 }
 
 // NewWriter starts an image in out; tails is a temporary file that the caller

@@ -97,21 +97,23 @@ func (w *Writer) contiguous(i *rootfs.Inode) chunkLayout {
 	return m
 }
 
-// Mappable reports whether a file can be read from where its stored bytes lie
-// on an extra device, that is, whether its runs are aligned to blocks there
-// and in the file, and that is worth it: fine chunks of a huge file can take
-// more room than its few bytes. If not, Add must store it in the image.
-func (w *Writer) Mappable(i *rootfs.Inode) bool {
+// Map reports whether a file can be read from where its stored bytes lie on an
+// extra device, that is, whether its runs are aligned to blocks there and in the
+// file, and that is worth it: fine chunks of a huge file can take more room than
+// its few bytes. If not, Add must store it in the image.
+func (w *Writer) Map(i *rootfs.Inode) (bool, error) {
 	runs, sparse := i.Sparse()
 	if !sparse {
-		return i.Offset&(w.bs-1) == 0
+		return i.Offset&(w.bs-1) == 0, nil
 	}
 	m, ok := w.sparseOnDevice(i, runs)
 	if !ok {
-		return false
+		return false, nil
 	}
-	_, cost, err := w.sparseInImage(i.Size, runs)
-	return err == nil && m.tableSize() <= cost
+	if _, cost, err := w.sparseInImage(i.Size, runs); err != nil || m.tableSize() > cost {
+		return false, nil // Add says what is wrong
+	}
+	return true, w.spend(m.tableSize(), runs)
 }
 
 // sparseOnDevice maps a sparse file onto stored runs that lie back to back.
@@ -198,11 +200,26 @@ func (w *Writer) sparseInImage(size int64, extents []tarstream.Extent) (_ *chunk
 }
 
 // What sparse files may take in the image beyond twice what they store, in
-// bytes: one of them, and all together. A header of 512 bytes can ask for it.
+// bytes: one of them, and all together; and how many runs all may have, of 16
+// bytes of memory each. A header of 512 bytes can ask for megabytes of table.
 const (
-	maxSparseFile  = 1 << 30
-	maxSparseTotal = 4 << 30
+	maxSparseFile  = 256 << 20
+	maxSparseTotal = 512 << 20
+	maxSparseRuns  = 1 << 24
 )
+
+// spend notes what a sparse file takes, and refuses it when all take too much.
+func (w *Writer) spend(cost int64, runs []tarstream.Extent) error {
+	w.sparse += max(0, cost-2*storedBytes(runs))
+	w.runs += int64(len(runs))
+	switch {
+	case w.sparse > maxSparseTotal:
+		return fmt.Errorf("sparse files take more than %d MiB beside their data: %w", maxSparseTotal>>20, fault.ErrUnsupported)
+	case w.runs > maxSparseRuns:
+		return fmt.Errorf("sparse files of more than %d runs: %w", maxSparseRuns, fault.ErrUnsupported)
+	}
+	return nil
+}
 
 func storedBytes(extents []tarstream.Extent) (n int64) {
 	for _, x := range extents {
@@ -235,8 +252,8 @@ func (w *Writer) addSparse(i *rootfs.Inode, runs []tarstream.Extent, next func()
 	if err != nil {
 		return err
 	}
-	if w.sparse += max(0, cost-2*storedBytes(runs)); w.sparse > maxSparseTotal {
-		return fmt.Errorf("sparse files take more than %d bytes beside their data: %w", int64(maxSparseTotal), fault.ErrUnsupported)
+	if err := w.spend(cost, runs); err != nil {
+		return err
 	}
 	base := w.data.off
 	var p []byte

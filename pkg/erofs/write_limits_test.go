@@ -81,20 +81,36 @@ func TestSparseBudget(t *testing.T) {
 	t.Error("1000 such files taken")
 }
 
+// TestSparseRuns: maps cost memory as long as the tree is there, so that all
+// files' maps together are bounded.
+func TestSparseRuns(t *testing.T) {
+	w, _ := testWriter(t, WriterOptions{})
+	runs := make([]tarstream.Extent, maxSparseRuns/2)
+	for k := range 2 {
+		if err := w.spend(0, runs); err != nil {
+			t.Fatalf("file %d: %v", k+1, err)
+		}
+	}
+	if err := w.spend(0, runs[:1]); !errors.Is(err, fault.ErrUnsupported) {
+		t.Errorf("one run more: %v", err)
+	}
+}
+
 // TestSparseIndexTable: a file that could be mapped, with a table a hundred
 // times its data's size, is stored instead.
 func TestSparseIndexTable(t *testing.T) {
 	w, _ := testWriter(t, WriterOptions{BlockSize: 512, Devices: 1})
 	tree := rootfs.New(rootfs.Options{})
-	i := addEntry(t, tree, &tarstream.Entry{Name: "f", Size: 4 << 30, Sparse: []tarstream.Extent{{Offset: 512, Length: 512}}})
-	i.Device, i.Offset = 1, 512
-	if w.Mappable(i) {
-		t.Error("mapped with chunks of 512 bytes")
+	mapped := func(name string, size int64, x tarstream.Extent) (bool, error) {
+		i := addEntry(t, tree, &tarstream.Entry{Name: name, Size: size, Sparse: []tarstream.Extent{x}})
+		i.Device, i.Offset = 1, 512
+		return w.Map(i)
 	}
-	i = addEntry(t, tree, &tarstream.Entry{Name: "g", Size: 4 << 30, Sparse: []tarstream.Extent{{Offset: 1 << 30, Length: 1 << 30}}})
-	i.Device, i.Offset = 1, 512
-	if !w.Mappable(i) {
-		t.Error("not mapped with chunks of 1 GiB")
+	if ok, err := mapped("f", 4<<30, tarstream.Extent{Offset: 512, Length: 512}); ok || err != nil {
+		t.Errorf("mapped with chunks of 512 bytes: %v", err)
+	}
+	if ok, err := mapped("g", 4<<30, tarstream.Extent{Offset: 1 << 30, Length: 1 << 30}); !ok || err != nil {
+		t.Errorf("not mapped with chunks of 1 GiB: %v", err)
 	}
 }
 

@@ -89,3 +89,21 @@ func TestLinksThatGrow(t *testing.T) {
 		t.Errorf("%v allocations to refuse it", allocated)
 	}
 }
+
+// TestManyXattrs: values that all differ stay in memory, so there is a bound to
+// them; values that repeat cost nothing.
+func TestManyXattrs(t *testing.T) {
+	tree := New(Options{})
+	begin(t, tree)
+	value := strings.Repeat("v", 60_000)
+	entry := func(k int, value string) *tarstream.Entry {
+		return &tarstream.Entry{Name: fmt.Sprint(k), Type: tarstream.TypeRegular, Xattrs: []tarstream.Xattr{{Name: "user.x", Value: value}}}
+	}
+	for k := range 2 * maxXattrBytes / len(value) {
+		add(t, tree, entry(k, value))
+	}
+	tree.setSize = maxXattrBytes - 1000 // rather than fill it
+	if _, err := tree.Apply(entry(-1, value+"other")); !errors.Is(err, fault.ErrUnsupported) {
+		t.Errorf("more than %d bytes of xattrs: %v", maxXattrBytes, err)
+	}
+}
