@@ -97,9 +97,9 @@ func sampleTar(t *testing.T) []byte {
 	add(tar.Header{Typeflag: tar.TypeFifo, Name: "fifo", Mode: 0o600}, "")
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "odd\nname\xff", Mode: 0o644}, "x")
 	add(tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 255), Mode: 0o644}, "y")
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "xattrs", Mode: 0o644, PAXRecords: map[string]string{
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "xattrs", Mode: 0o670, PAXRecords: map[string]string{
 		"SCHILY.xattr.user.text": "value", "SCHILY.xattr.trusted.binary": "\x00\x01\xff\n", "SCHILY.xattr.user.empty": "",
-		"LIBARCHIVE.xattr.user.a%3Db": "ZXF1YWxz",
+		"LIBARCHIVE.xattr.user.a%3Db": "ZXF1YWxz", "SCHILY.acl.access": "user::rw-,user:1000:r--,group::r--,group:7:r-x,mask::rwx,other::---",
 	}}, "z")
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -210,7 +210,8 @@ func TestStatAndCat(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &e); err != nil {
 		t.Fatal(err)
 	}
-	want := []xattrInfo{{"trusted.binary", "", "0001ff0a", 4}, {"user.a=b", "equals", "", 6}, {"user.empty", "", "", 0}, {"user.text", "value", "", 5}}
+	acl := "02000000" + "01000600ffffffff" + "02000400e8030000" + "04000400ffffffff" + "0800050007000000" + "10000700ffffffff" + "20000000ffffffff"
+	want := []xattrInfo{{"system.posix_acl_access", "", acl, 52}, {"trusted.binary", "", "0001ff0a", 4}, {"user.a=b", "equals", "", 6}, {"user.empty", "", "", 0}, {"user.text", "value", "", 5}}
 	if !slices.Equal(e.Detail.Xattrs, want) {
 		t.Errorf("xattrs %+v, want %+v", e.Detail.Xattrs, want)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs"
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
@@ -74,8 +75,8 @@ func (d *dump) tarEntry(ctx context.Context, w *tar.Writer, first map[uint64]str
 	if st.Nlink > 1 && !st.IsDir() {
 		if target, ok := first[st.Nid]; ok {
 			h.Typeflag, h.Linkname, h.Size, h.Devmajor, h.Devminor = tar.TypeLink, target, 0, 0, 0
-			h.PAXRecords = nil
-			return w.WriteHeader(h)
+			h.PAXRecords = map[string]string{}
+			return writeHeader(w, h)
 		}
 		first[st.Nid] = name
 	}
@@ -84,6 +85,12 @@ func (d *dump) tarEntry(ctx context.Context, w *tar.Writer, first map[uint64]str
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	for _, x := range xattrs {
+		if key, ok := aclRecords[x.Name]; ok {
+			if text, ok := aclText(x.Value); ok {
+				h.PAXRecords[key] = text
+				continue
+			}
+		}
 		// "=" ends a record's key, so a name that has one goes in libarchive's
 		// form, which escapes it.
 		if strings.Contains(x.Name, "=") {
@@ -92,7 +99,7 @@ func (d *dump) tarEntry(ctx context.Context, w *tar.Writer, first map[uint64]str
 		}
 		h.PAXRecords["SCHILY.xattr."+x.Name] = string(x.Value)
 	}
-	if err := w.WriteHeader(h); err != nil {
+	if err := writeHeader(w, h); err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	if h.Typeflag != tar.TypeReg {
@@ -106,4 +113,12 @@ func (d *dump) tarEntry(ctx context.Context, w *tar.Writer, first map[uint64]str
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	return nil
+}
+
+// writeHeader writes a header. PAX has names in UTF-8, unless it says otherwise.
+func writeHeader(w *tar.Writer, h *tar.Header) error {
+	if !utf8.ValidString(h.Name) || !utf8.ValidString(h.Linkname) {
+		h.PAXRecords["hdrcharset"] = "BINARY"
+	}
+	return w.WriteHeader(h)
 }

@@ -156,7 +156,7 @@ func soakFaults(reg *testregistry.Registry, seed uint64, long bool) []*soakFault
 		mu.Lock()
 		defer mu.Unlock()
 		switch {
-		case long && rng.IntN(500) == 0: // it takes seconds each time
+		case long && rng.IntN(2500) == 0: // it takes seconds each time
 			return stall
 		case rng.IntN(12) == 0:
 			return faults[rng.IntN(len(faults))]

@@ -247,3 +247,46 @@ func ExampleOpen() {
 	fmt.Println(info.Mode(), st.UID, st.GID, info.Size())
 	// Output: -rw-r--r-- 0 0 300
 }
+
+// An image is an io/fs file system; an inode's own attributes, which io/fs has
+// no words for, go by its number.
+func Example() {
+	img, err := os.Open("testdata/golden/metabox.erofs")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer img.Close()
+	fsys, err := erofs.Open(img)
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = fs.WalkDir(fsys, "dir", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*erofs.Stat)
+		xattrs, err := fsys.Xattrs(st.Nid)
+		if err != nil {
+			return err
+		}
+		fmt.Println(info.Mode(), st.UID, name, len(xattrs))
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	b, err := fsys.ReadFile("dir/sub/one")
+	fmt.Println(string(b), err)
+	// Output:
+	// drwxr-xr-x 0 dir 0
+	// -rw-r--r-- 0 dir/again 0
+	// -rw-r--r-- 0 dir/noise 0
+	// -rw-r--r-- 0 dir/short 0
+	// drwxr-xr-x 0 dir/sub 0
+	// -rw-r--r-- 0 dir/sub/one 0
+	// 1 <nil>
+}

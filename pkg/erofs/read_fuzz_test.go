@@ -13,8 +13,8 @@ import (
 var errBudget = errors.New("enough for one input")
 
 // FuzzRead reads damaged images: no panic, no end that does not come, and no
-// more memory than an extent takes. It starts from the golden images and our
-// own writer's.
+// more memory than an extent takes. It starts from the golden images our own
+// writer's, and those of encoded extents by hand.
 func FuzzRead(f *testing.F) {
 	for _, g := range golden {
 		img, err := os.ReadFile(goldenFile(g.name))
@@ -26,6 +26,10 @@ func FuzzRead(f *testing.F) {
 	f.Add(sampleImage(f))
 	index, layer := indexOf(f)
 	f.Add(append(index, layer...))
+	for _, recsz := range []int{16, 32} {
+		image, blob, _ := encodedImage(f, recsz)
+		f.Add(append(image, blob...))
+	}
 	f.Fuzz(readDamaged)
 }
 

@@ -63,7 +63,7 @@ func (l *Lazy) fillStored(ctx context.Context, d demand, first, i int, p *part, 
 			return
 		}
 		if p.sums == nil { // it was never any good
-			l.opt.Store.Drop(p.name)
+			l.opt.Store.Drop(p.name, comp[:p.stored()])
 		}
 	}
 	l.fillRun(ctx, d, first, []int{i}, p.in, p.end, put)

@@ -20,7 +20,9 @@ type Store interface {
 	Has(name [32]byte, size int64) bool
 	Load(name [32]byte, p []byte) bool // fills p, if there is as much
 	Save(name [32]byte, p []byte)      // p does not change any more
-	Drop(name [32]byte)                // it is not what it should be
+	// Drop is for bytes p that Load gave and that are not what they should be.
+	// What was saved in their place meanwhile stays. Nil stands for any bytes.
+	Drop(name [32]byte, p []byte)
 }
 
 // A part is a range of the blob that the store has under one name: that of a
@@ -110,7 +112,7 @@ func (l *Lazy) load(p *part) ([]byte, bool) {
 		ok = verify(comp, p.in, p.sums) == nil
 	}
 	if !ok {
-		l.opt.Store.Drop(p.name)
+		l.opt.Store.Drop(p.name, b)
 		return nil, false
 	}
 	l.stats.loads.Add(1)

@@ -148,7 +148,7 @@ func (l *Lazy) forgetAll() {
 		l.cache.Remove(spancache.Key{Layer: l.key, Span: int64(i)})
 		for _, p := range l.parts(i) {
 			if l.has(&p) {
-				l.opt.Store.Drop(p.name)
+				l.opt.Store.Drop(p.name, nil)
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package spancache
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"io/fs"
@@ -173,13 +174,30 @@ func (d *Disk) load(name [32]byte, p []byte) bool {
 	return true
 }
 
-// Drop removes a file that is not what it should be.
-func (d *Disk) Drop(name [32]byte) {
-	d.dropped.Add(1)
+// Drop removes a file with the bytes p, as they are not what they should be. A
+// file with other bytes stays: two may have found the same damage, and the one
+// have mended it before the other says so. Nil p removes any.
+func (d *Disk) Drop(name [32]byte, p []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if p != nil && !d.holds(name, p) {
+		return
+	}
+	d.dropped.Add(1)
 	delete(d.pending, name)
 	os.Remove(d.path(name))
+}
+
+// holds reports whether a name has the bytes p.
+func (d *Disk) holds(name [32]byte, p []byte) bool {
+	if q := d.pending[name]; q != nil {
+		return bytes.Equal(p, q)
+	}
+	if !d.hasFile(name, int64(len(p))) {
+		return false
+	}
+	q, err := os.ReadFile(d.path(name))
+	return err == nil && bytes.Equal(p, q)
 }
 
 // Save keeps p, which must not change any more, in the background. If too much

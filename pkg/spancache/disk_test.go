@@ -67,7 +67,11 @@ func TestDisk(t *testing.T) {
 	if s := b.Stats(); s.Hits != 1 || s.Misses != 2 || s.Read != 10000 {
 		t.Errorf("%+v", s)
 	}
-	b.Drop(name)
+	b.Drop(name, make([]byte, 10000)) // those of another are better
+	if !b.Has(name, 10000) {
+		t.Error("dropped although it has other bytes")
+	}
+	b.Drop(name, p)
 	if b.Has(name, 10000) {
 		t.Error("dropped, and there")
 	}
