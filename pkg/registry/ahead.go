@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -46,14 +47,17 @@ type plannedBlob struct {
 	pieces map[int64]*piece // by their offset
 }
 
-// piece is a part of a blob; done is closed when it is there or has failed.
+// piece is a part of a blob. What has arrived of it is read while the rest is
+// on its way.
 type piece struct {
-	blob *plannedBlob
-	off  int64
-	size int64 // set before its download starts
-	data []byte
-	err  error
-	done chan struct{}
+	blob    *plannedBlob
+	off     int64
+	size    int64 // set before its download starts
+	data    []byte
+	arrived atomic.Int64  // bytes of data that are good
+	more    chan struct{} // more have arrived; it has room for one, which stands for all
+	err     error
+	done    chan struct{} // closed when all is there, or it has failed
 }
 
 // piece is the one at off, for whoever comes first: its reader or its
@@ -63,7 +67,7 @@ func (b *plannedBlob) piece(off int64) *piece {
 	defer b.mu.Unlock()
 	p := b.pieces[off]
 	if p == nil {
-		p = &piece{blob: b, off: off, done: make(chan struct{})}
+		p = &piece{blob: b, off: off, more: make(chan struct{}, 1), done: make(chan struct{})}
 		b.pieces[off] = p
 	}
 	return p
@@ -147,7 +151,13 @@ func (a *Ahead) fetch(ctx context.Context, p *piece) {
 		buf = make([]byte, min(a.piece, p.blob.d.Size))
 	}
 	p.data = buf[:p.size]
-	_, p.err = p.blob.at.ReadAtContext(ctx, p.data, p.off)
+	_, p.err = p.blob.at.ReadAtProgress(ctx, p.data, p.off, func(n int) {
+		p.arrived.Store(int64(n))
+		select {
+		case p.more <- struct{}{}:
+		default:
+		}
+	})
 }
 
 // release gives a piece's place and buffer to the next one.
@@ -200,30 +210,42 @@ type aheadBlob struct {
 	blob  *plannedBlob
 	v     *ociimage.Verifier
 	off   int64    // of the next byte
-	cur   *piece   // what rest is of
-	rest  []byte   // not read yet
+	cur   *piece   // the one that the next byte is in; nil: to be found
+	rest  []byte   // of cur, what has arrived and was not read yet
 	plain *resumer // the registry has no ranges: a stream instead
 }
 
 func (b *aheadBlob) Read(p []byte) (int, error) { return b.v.Read(p) }
 
-// wait makes the piece at off the current one.
+// wait waits until something of the current piece is there.
 func (b *aheadBlob) wait() (err error) {
-	p := b.blob.piece(b.off)
-	select {
-	case <-p.done:
-	case <-b.ctx.Done():
-		return context.Cause(b.ctx)
+	if b.cur == nil {
+		b.cur = b.blob.piece(b.off)
 	}
-	if errors.Is(p.err, fault.ErrUnsupported) {
-		b.a.stop()
-		b.plain, err = newResumer(b.ctx, b.blob.d, rested(b.blob.at.from), b.off)
-		return err
+	p := b.cur
+	for {
+		ended := false
+		select {
+		case <-p.more:
+		case <-p.done:
+			ended = true
+		case <-b.ctx.Done():
+			return context.Cause(b.ctx)
+		}
+		if from, to := b.off-p.off, p.arrived.Load(); from < to {
+			b.rest = p.data[from:to]
+			return nil
+		}
+		if !ended {
+			continue
+		}
+		if errors.Is(p.err, fault.ErrUnsupported) {
+			b.a.stop()
+			b.plain, err = newResumer(b.ctx, b.blob.d, rested(b.blob.at.from), b.off)
+			return err
+		}
+		return p.err
 	}
-	if p.err == nil {
-		b.cur, b.rest = p, p.data
-	}
-	return p.err
 }
 
 func (b *aheadBlob) read(p []byte) (int, error) {
@@ -240,7 +262,8 @@ func (b *aheadBlob) read(p []byte) (int, error) {
 	}
 	n := copy(p, b.rest)
 	b.off += int64(n)
-	if b.rest = b.rest[n:]; len(b.rest) == 0 {
+	b.rest = b.rest[n:]
+	if b.off == b.cur.off+b.cur.size {
 		b.a.release(b.cur)
 		b.cur = nil
 	}

@@ -136,3 +136,43 @@ func TestAheadMemory(t *testing.T) {
 		a.Close()
 	}
 }
+
+// TestAheadArrives: what has arrived of a piece is read before the rest is
+// there, and once more after the connection broke there.
+func TestAheadArrives(t *testing.T) {
+	w := newWorld(t)
+	list, data := w.addLayers(300_000, 300_000)
+	goOn := make(chan struct{})
+	var cuts atomic.Int64
+	f := w.Inject(&testregistry.Fault{Match: testregistry.Blobs, Times: 4, Serve: func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+		testregistry.Cut(100_000)(rw, req, http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+			if cuts.Add(1) > 2 {
+				<-goOn // nothing more until what there is was read
+			}
+			next.ServeHTTP(rw, req)
+		}))
+	}})
+	a := w.open(t).Ahead(t.Context(), list, 2)
+	defer a.Close()
+	for i, d := range list {
+		r, err := a.Blob(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 100_000)
+		if _, err := io.ReadFull(r, got); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			close(goOn)
+		}
+		rest, err := io.ReadAll(r)
+		if got = append(got, rest...); err != nil || !bytes.Equal(got, data[i]) {
+			t.Errorf("layer %d: %d bytes, %v", i, len(got), err)
+		}
+		r.Close()
+	}
+	if f.Delivered() != 4 {
+		t.Errorf("%d connections were cut", f.Delivered())
+	}
+}

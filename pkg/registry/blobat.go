@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -177,8 +178,12 @@ func (b *BlobAt) ReadAtProgress(ctx context.Context, p []byte, off int64, arrive
 	return done, atEnd
 }
 
-// arrivals is how often progress is told of, in bytes.
-const arrivals = 128 << 10
+// Progress is told of after so many bytes or, where they are slow, after so
+// long.
+const (
+	arrivals    = 128 << 10
+	arrivalTime = 50 * time.Millisecond
+)
 
 // read sends one request and reads its answer, which may be shorter than p, but
 // is not empty unless there is an error.
@@ -201,14 +206,20 @@ func (b *BlobAt) read(ctx context.Context, o *origin, p []byte, off int64, arriv
 	default:
 		return 0, b.noRanges()
 	}
-	n := 0
-	for n < len(p) && err == nil {
+	n, told := 0, 0
+	for last := time.Now(); n < len(p) && err == nil; {
 		var k int
-		k, err = io.ReadFull(resp.Body, p[n:min(n+arrivals, len(p))])
+		k, err = resp.Body.Read(p[n:min(told+arrivals, len(p))])
 		n += k
+		if now := time.Now(); n-told == arrivals || now.Sub(last) >= arrivalTime {
+			arrived(n)
+			told, last = n, now
+		}
+	}
+	if told < n {
 		arrived(n)
 	}
-	if err != nil {
+	if n < len(p) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}

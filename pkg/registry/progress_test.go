@@ -41,7 +41,7 @@ func TestProgressCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	p := make([]byte, 290_000)
 	n, err := b.ReadAtProgress(ctx, p, 0, func(int) { cancel() })
-	if !errors.Is(err, context.Canceled) || n < 128<<10 || n > 150_000 || !bytes.Equal(p[:n], w.blob[:n]) {
+	if !errors.Is(err, context.Canceled) || n == 0 || n > 150_000 || !bytes.Equal(p[:n], w.blob[:n]) {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 }
