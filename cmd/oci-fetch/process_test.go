@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -83,6 +84,11 @@ func wantEmpty(t *testing.T, dir string) {
 // TestSignals ends the command in each of its phases: with the signal's code,
 // soon, silently, and without a trace of what it was to write.
 func TestSignals(t *testing.T) {
+	// Under nohup the command would inherit that the signal is ignored; what is
+	// handled here is not.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hup) })
 	im := testimage.NewLayers(t, testimage.Repeated(testimage.Gzip)...)
 	bin := program(t)
 	isLayer := func(req *http.Request) bool {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -63,6 +64,11 @@ func start(t *testing.T, what string, args ...string) (*exec.Cmd, io.Closer) {
 // TestSignalWhileWaiting: a command that waits for input that does not come is
 // ended by a signal all the same, with its code, and leaves nothing.
 func TestSignalWhileWaiting(t *testing.T) {
+	// Under nohup the command would inherit that the signal is ignored; what is
+	// handled here is not.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		dir := t.TempDir()
 		cmd, stdin := start(t, "stubborn", filepath.Join(dir, "out"))
