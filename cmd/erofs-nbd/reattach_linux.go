@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -171,12 +172,33 @@ func (f *flags) detach() error {
 	if err != nil {
 		return err
 	}
-	if !e.Stale {
-		if err := f.release(e.State); err != nil {
-			return err
-		}
+	if e.Stale {
+		err = f.unmountDead(e.State)
+	} else {
+		err = f.release(e.State)
+	}
+	if err != nil {
+		return err
 	}
 	return f.forget(dir, index)
+}
+
+// unmountDead unmounts what is left of a device that has no server and will get
+// none. If it is attached to something else, what is mounted is not ours.
+func (f *flags) unmountDead(s *nbddev.State) error {
+	i, err := nbddev.Stat(s.Index)
+	if err != nil || s.Mount == "" {
+		return err
+	}
+	if i.Attached {
+		// Without netlink the driver calls a device attached as long as it is
+		// mounted, by a thread that is gone with its server.
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", i.PID)); s.Netlink || err == nil {
+			return nil
+		}
+	}
+	_, err = unmount(s.Mount, s.Index, f.Force)
+	return err
 }
 
 // release ends a device's use.

@@ -68,7 +68,7 @@ var packages = []string{"./pkg/nbddev", "./internal/vm/guest"}
 
 // smaller is an image with few files, since an emulated processor reads them
 // slowly, and with one that is as large as several spans.
-var smaller = testimage.Options{Parts: []string{"VERSION", "src/archive", "bin/gofmt"}, NoSystem: true}
+var smaller = testimage.Options{Parts: []string{"VERSION", "src/archive/tar", "src/testdata"}, NoSystem: true}
 
 // TestKernel runs these tests in a guest, and shows each of them as a subtest.
 func TestKernel(t *testing.T) {
@@ -93,7 +93,7 @@ func TestKernel(t *testing.T) {
 	}
 	im := testimage.New(t, smaller)
 	g.Put("/data/layout/golang", im.Dir)
-	for name, options := range map[string][]string{"whole": nil, "index": {"-i", "--span-size", "256KiB"}} {
+	for name, options := range map[string][]string{"whole": nil, "index": {"-i", "--span-size", "128KiB"}} {
 		file := filepath.Join(dir, name)
 		args := append([]string{filepath.Join(dir, "tar2erofs")}, append(options, file)...)
 		for i := range im.Layers {

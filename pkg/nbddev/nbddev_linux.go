@@ -19,12 +19,12 @@ var ErrNoDriver = fmt.Errorf("this kernel has no nbd driver (modprobe nbd): %w",
 // ErrLive says that a device has a server already.
 var ErrLive = errors.New("it has a server that is alive")
 
-// requestTimeout is how often the block layer looks at requests that are not
-// answered. One that went to a server that has died since is sent again then,
-// and no earlier, so this bounds how long reads wait after a reattach: with the
-// rounding of the kernel's timers, twice that. A slow server is not disturbed by
-// it.
-const requestTimeout = time.Second
+// requestTimeout is after how long the block layer looks at a request that is
+// not answered. One that went to a server that has died since is sent again
+// then, and no earlier. The kernel's timer for it goes off on a grid of 1.0 to
+// 1.7 seconds, by its HZ, so the two together bound how long reads wait after a
+// reattach: less than 2 seconds. A slow server is not disturbed by it.
+const requestTimeout = 200 * time.Millisecond
 
 // defaultTimeout is the kernel's own.
 const defaultTimeout = 30 * time.Second

@@ -252,6 +252,10 @@ func (d StateDir) Look(index int) (Entry, error) {
 			return e, err
 		}
 		e.Stale = !i.Attached || i.Backend != e.Backend
+		if !e.Netlink {
+			// The driver was not told a name; the device goes with its server.
+			e.Stale = !i.Attached || !live
+		}
 	}
 	return e, nil
 }

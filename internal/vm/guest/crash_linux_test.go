@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -86,7 +87,7 @@ func (r *readers) caughtUp() bool {
 func TestCrash(t *testing.T) {
 	rounds := 100
 	if os.Getenv("VM_ACCEL") == "tcg" {
-		rounds = 30 // starting a server takes an emulated processor a while
+		rounds = 20 // starting a server takes an emulated processor a while
 	}
 	if n, err := strconv.Atoi(os.Getenv("CRASHES")); err == nil {
 		rounds = n
@@ -109,7 +110,8 @@ func TestCrash(t *testing.T) {
 		}
 	})
 	r = read(4, s.dev, want)
-	interrupted, waited, longest := 0, 0, time.Duration(0)
+	interrupted := 0
+	var waits []time.Duration
 	for i := range rounds {
 		// What was in flight at the last crash still waits, most likely; a new
 		// read goes on at once.
@@ -122,28 +124,28 @@ func TestCrash(t *testing.T) {
 			interrupted++
 		}
 		s = launch(t, "erofs-nbd", "--reattach", s.dev)
-		if i%10 == 9 { // those that were in flight, too
+		if i%4 == 0 { // those that were in flight, too
 			began := time.Now()
 			r.round.Add(1)
 			await(t, "every read ends", func() bool { return r.caughtUp() || r.failure() != nil })
-			longest = max(longest, time.Since(began))
-			waited++
+			waits = append(waits, time.Since(began).Round(time.Millisecond))
 		}
 		if err := r.failure(); err != nil {
 			t.Fatalf("round %d: %v", i, err)
 		}
 	}
-	t.Logf("%d crashes, %d with reads in flight, %d reads; LINK_DEAD %d times; after a reattach all reads went on within %v (of %d)",
-		rounds, interrupted, r.reads.Load(), dead.Load(), longest.Round(time.Millisecond), waited)
+	t.Logf("%d crashes, %d with reads in flight, %d reads; LINK_DEAD %d times; after a reattach all reads went on within %v",
+		rounds, interrupted, r.reads.Load(), dead.Load(), waits)
 	if interrupted < rounds/2 {
 		t.Errorf("only %d of %d crashes had reads in flight", interrupted, rounds)
 	}
 	if dead.Load() == 0 {
 		t.Error("the driver told of no dead connection")
 	}
-	// The kernel's own patience is 30 seconds; ours is one or two.
-	if longest > 10*time.Second {
-		t.Errorf("reads waited %v", longest)
+	// The kernel's own patience is 30 seconds. What is over two may be a host
+	// with more urgent work, but not every time.
+	if slices.Sort(waits); waits[len(waits)/2] > 2*time.Second {
+		t.Errorf("after a reattach reads waited %v", waits)
 	}
 	compare(t, dir)
 	r.stop.Store(true)
@@ -160,7 +162,7 @@ func TestCrashLazy(t *testing.T) {
 	dir := mountpoint(t)
 	s := start(t, reg.lazy("--mount", dir)...)
 	name, want := someFile(t, dir)
-	for range 5 {
+	for range 3 {
 		dropCaches(t)
 		read := make(chan error)
 		go func() {
@@ -199,6 +201,45 @@ func TestCrashLazy(t *testing.T) {
 
 // closed is done already.
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// TestSeveral: two mounts at a time, listed, taken over together, and detached
+// one by one.
+func TestSeveral(t *testing.T) {
+	reg := newRegistry(t)
+	dirs := []string{mountpoint(t), mountpoint(t)}
+	servers := []*server{start(t, whole, "--mount", dirs[0]), start(t, reg.lazy("--mount", dirs[1])...)}
+	want := [][]string{{dirs[0], whole}, {dirs[1], index, reg.ref(repository)}}
+	list := func(state string, left ...int) {
+		t.Helper()
+		lines := strings.Split(strings.TrimSpace(command(t, 0, "", "--list")), "\n")[1:]
+		if len(lines) != len(left) {
+			t.Fatalf("listed:\n%s", strings.Join(lines, "\n"))
+		}
+		for i, n := range left {
+			for _, word := range append([]string{servers[n].dev, state}, want[n]...) {
+				if !strings.Contains(lines[i], word) {
+					t.Errorf("no %q in %q", word, lines[i])
+				}
+			}
+		}
+	}
+	list("", 0, 1)
+	for _, s := range servers {
+		s.kill()
+	}
+	list(" dead ", 0, 1)
+	command(t, 0, "", "--reattach", "all")
+	for _, dir := range dirs {
+		someFile(t, dir)
+	}
+	command(t, 0, "", "--detach", servers[0].dev)
+	list("", 1)
+	someFile(t, dirs[1])
+	command(t, 0, "", "--detach", dirs[1])
+	for _, s := range servers {
+		s.gone()
+	}
+}
 
 // TestReattachRefused: what cannot be right is refused, saying why.
 func TestReattachRefused(t *testing.T) {

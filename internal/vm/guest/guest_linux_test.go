@@ -41,6 +41,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("skipped: these tests are for a virtual machine (make test-vm)")
 		return
 	}
+	if os.Getenv(noNetlink) != "" {
+		fmt.Fprintln(os.Stderr, runWithoutNetlink())
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 

@@ -138,7 +138,7 @@ func someFile(t *testing.T, dir string) (name string, data []byte) {
 		t.Fatal(err)
 	}
 	dropCaches(t)
-	const path = "usr/local/go/bin/gofmt"
+	const path = "usr/local/go/src/testdata/Isaac.Newton-Opticks.txt"
 	name = filepath.Join(dir, path)
 	if data, err = os.ReadFile(name); err != nil {
 		t.Fatal(err)
