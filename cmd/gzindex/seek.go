@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sort"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -32,10 +33,95 @@ func (b *fileBlob) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 
 func (b *fileBlob) Size() int64 { return b.size }
 
-// openSeek gives the data of a blob. It is read in sequence, a part at a time:
-// the cache is for the span at hand.
-func openSeek(blob *fileBlob, l *seek.Layer) (*layer.Lazy, error) {
-	return layer.Open(blob, l, spancache.New(largeSpan), layer.LazyOptions{})
+// openSeek gives the data of a blob, for one who reads in sequence and knows
+// where he wants to end: unlike package layer, which decodes whole spans and
+// keeps them, it decodes no further than that.
+func openSeek(ctx context.Context, blob *fileBlob, l *seek.Layer) (readAtCloser, error) {
+	verified := &verifiedBlob{blob: blob, l: l}
+	switch l.Kind {
+	case seek.Plain:
+		return verified, nil
+	case seek.Gzip:
+		return struct {
+			io.ReaderAt
+			io.Closer
+		}{zinfo.NewReaderAt(verified, zinfoOf(l)), verified}, nil
+	}
+	lazy, err := layer.Open(blob, l, spancache.New(largeSpan), layer.LazyOptions{})
+	return &lazyReader{lazy, ctx}, err
+}
+
+type readAtCloser interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// lazyReader gives a layer.Lazy the context of the command.
+type lazyReader struct {
+	*layer.Lazy
+	ctx context.Context
+}
+
+func (r *lazyReader) ReadAt(p []byte, off int64) (int, error) {
+	return r.ReadAtContext(r.ctx, p, off)
+}
+
+// A verifiedBlob reads a blob whose pieces it compares with their digests
+// before it gives any of their bytes. It keeps the last piece.
+type verifiedBlob struct {
+	blob  io.ReaderAt
+	l     *seek.Layer
+	piece []byte
+	at    int64 // offset of the piece in the blob
+}
+
+func (v *verifiedBlob) Close() error { return nil }
+
+func (v *verifiedBlob) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		if at := off + int64(n); at < v.at || at >= v.at+int64(len(v.piece)) {
+			if at >= v.l.Descriptor.Size {
+				return n, io.EOF
+			}
+			if err := v.load(at); err != nil {
+				return n, err
+			}
+		}
+		n += copy(p[n:], v.piece[off+int64(n)-v.at:])
+	}
+	return n, nil
+}
+
+// load reads the piece that the byte at offset at is in.
+func (v *verifiedBlob) load(at int64) error {
+	// Where spans share a byte, it is the later one's, who begins with it.
+	i := sort.Search(len(v.l.Spans), func(i int) bool { return v.l.Spans[i].Start() > at }) - 1
+	if i < 0 {
+		return fmt.Errorf("offset %d is in no span: %w", at, fault.ErrUsage)
+	}
+	in, end, _, _ := v.l.Range(i)
+	k := (at - in) / seek.PieceSize
+	in += k * seek.PieceSize
+	if v.piece == nil {
+		v.piece = make([]byte, 0, seek.PieceSize)
+	}
+	v.at, v.piece = in, v.piece[:min(end-in, seek.PieceSize)]
+	err := readPiece(v.blob, v.l, i, int(k), v.piece, in)
+	if err != nil {
+		v.piece = v.piece[:0]
+	}
+	return err
+}
+
+// readPiece reads piece k of span i, at offset in, into p and verifies it.
+func readPiece(blob io.ReaderAt, l *seek.Layer, i, k int, p []byte, in int64) error {
+	if n, err := blob.ReadAt(p, in); n < len(p) {
+		return err
+	}
+	if sha256.Sum256(p) != l.Spans[i].Digests[k] {
+		return fmt.Errorf("span %d: bytes %d to %d do not match their digest: %w", i, in, in+int64(len(p)), fault.ErrIntegrity)
+	}
+	return nil
 }
 
 // verifySeek checks all that a seek section says of a blob, as many spans at
@@ -54,7 +140,7 @@ func verifySeek(ctx context.Context, blob *fileBlob, l *seek.Layer, workers int,
 		})
 		return g.Wait()
 	}
-	lazy, err := openSeek(blob, l)
+	lazy, err := layer.Open(blob, l, spancache.New(largeSpan), layer.LazyOptions{})
 	if err != nil {
 		return err
 	}
@@ -95,7 +181,10 @@ func zinfoOf(l *seek.Layer) *zinfo.Index {
 	for _, s := range l.Spans {
 		x.Points = append(x.Points, zinfo.Point{In: s.In, Out: s.Out, Bits: s.Bits})
 	}
-	x.Unpack = func(i int, window []byte) { l.Spans[i].Window.Unpack(window) }
+	x.Unpack = func(i int, window []byte) error {
+		l.Spans[i].Window.Unpack(window)
+		return nil
+	}
 	return x
 }
 
@@ -118,17 +207,17 @@ func verifyDigest(ctx context.Context, blob *fileBlob, want digest.Digest) error
 }
 
 // verifyPieces compares the digests of the spans' pieces.
-func verifyPieces(ctx context.Context, blob *fileBlob, l *seek.Layer) error {
+func verifyPieces(ctx context.Context, blob io.ReaderAt, l *seek.Layer) error {
 	buf := make([]byte, seek.PieceSize)
 	for i := range l.Spans {
 		in, end, _, _ := l.Range(i)
-		for _, want := range l.Spans[i].Digests {
-			p := buf[:min(end-in, seek.PieceSize)]
-			if n, err := blob.ReadAtContext(ctx, p, in); n < len(p) {
-				return err
+		for k := range l.Spans[i].Digests {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
 			}
-			if sha256.Sum256(p) != want {
-				return fmt.Errorf("span %d: bytes %d to %d do not match their digest: %w", i, in, in+int64(len(p)), fault.ErrIntegrity)
+			p := buf[:min(end-in, seek.PieceSize)]
+			if err := readPiece(blob, l, i, k, p, in); err != nil {
+				return err
 			}
 			in += int64(len(p))
 		}

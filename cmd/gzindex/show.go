@@ -45,12 +45,17 @@ func (c *command) show() error {
 	if err != nil {
 		return err
 	}
+	defer x.Close()
 	if x.seek != nil {
 		return c.showSection(x.seek)
 	}
 	info := indexInfo{SpanSize: x.zinfo.SpanSize}
-	for _, p := range x.zinfo.Points {
-		info.Points = append(info.Points, pointInfo{In: p.In, Bits: p.Bits, Out: p.Out, Window: nonZero(p.Window)})
+	var window [zinfo.WindowSize]byte
+	for i, p := range x.zinfo.Points {
+		if err := x.zinfo.ReadWindow(i, window[:]); err != nil {
+			return fmt.Errorf("%s: %w", c.flags.Show, err)
+		}
+		info.Points = append(info.Points, pointInfo{In: p.In, Bits: p.Bits, Out: p.Out, Window: nonZero(window[:])})
 	}
 	if c.flags.JSON {
 		return c.showJSON(info)

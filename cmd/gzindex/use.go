@@ -19,40 +19,46 @@ import (
 
 // An index is one of the two.
 type index struct {
-	zinfo *zinfo.Index
+	zinfo *zinfo.Index // its windows may still be in the file
 	seek  *seek.Section
+	io.Closer
 }
 
 // load reads an index, of whichever format, of a blob of that size, or -1.
-func (c *command) load(name string, blobSize int64) (x index, err error) {
+func (c *command) load(name string, blobSize int64) (*index, error) {
 	r, err := c.env.Open(name)
 	if err != nil {
-		return x, err
+		return nil, err
 	}
-	defer r.Close()
-	f, size, regular := cli.Regular(r)
-	if regular {
-		x.seek, err = seek.Read(f, size)
-	} else {
-		// From a pipe: the descriptors of a section stand where a zinfo has a
-		// span size, which would be 37 TB then.
-		br := bufio.NewReader(r)
-		r = io.NopCloser(br)
-		err = fault.ErrNotFound
-		if head, _ := br.Peek(10); bytes.HasSuffix(head, []byte(`{"`)) {
-			var b []byte
-			if b, err = io.ReadAll(io.LimitReader(br, maxPiped)); err == nil {
-				x.seek, err = seek.Read(bytes.NewReader(b), int64(len(b)))
-			}
+	x := &index{Closer: r}
+	if f, size, regular := cli.Regular(r); regular {
+		if x.seek, err = seek.Read(f, size); errors.Is(err, fault.ErrNotFound) {
+			x.zinfo, err = zinfo.Open(f, size, blobSize)
 		}
-	}
-	if errors.Is(err, fault.ErrNotFound) && x.seek == nil {
-		x.zinfo, err = zinfo.Load(r, blobSize)
+	} else {
+		err = x.loadPiped(r, blobSize)
 	}
 	if err != nil {
-		return x, fmt.Errorf("%s: %w", name, err)
+		r.Close()
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return x, nil
+}
+
+// loadPiped tells the formats apart by their first bytes: a section has its
+// descriptors where a zinfo has a span size, which would be 37 TB then.
+func (x *index) loadPiped(r io.Reader, blobSize int64) error {
+	br := bufio.NewReader(r)
+	if head, _ := br.Peek(10); !bytes.HasSuffix(head, []byte(`{"`)) {
+		var err error
+		x.zinfo, err = zinfo.Load(br, blobSize)
+		return err
+	}
+	b, err := io.ReadAll(io.LimitReader(br, maxPiped))
+	if err == nil {
+		x.seek, err = seek.Read(bytes.NewReader(b), int64(len(b)))
+	}
+	return err
 }
 
 // maxPiped bounds a seek section that comes from a pipe: more than 256 MiB and
@@ -69,6 +75,7 @@ func (c *command) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer x.Close()
 	var l *seek.Layer
 	if x.seek != nil {
 		if l, err = x.seek.Find("", size); err != nil {
@@ -111,30 +118,33 @@ func (c *command) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Either reader goes on where the last read ended.
-	readAt := zinfo.NewReaderAt(blob, x.zinfo).ReadAt
-	if x.seek != nil {
+	defer x.Close()
+	// Each reader goes on where the last read ended.
+	var r io.ReaderAt
+	if x.seek == nil {
+		r = zinfo.NewReaderAt(blob, x.zinfo)
+	} else {
 		l, err := x.seek.Find("", size)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.flags.Zinfo, err)
 		}
-		lazy, err := openSeek(&fileBlob{blob, size}, l)
+		lazy, err := openSeek(ctx, &fileBlob{blob, size}, l)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.flags.File, err)
 		}
 		defer lazy.Close()
-		readAt = func(p []byte, off int64) (int, error) { return lazy.ReadAtContext(ctx, p, off) }
+		r = lazy
 	}
 	w, err := c.env.BinaryStdout()
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, 1<<18)
+	buf := make([]byte, min(length, 1<<18))
 	for end := off + length; off < end; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, err := readAt(buf[:min(int64(len(buf)), end-off)], off)
+		n, err := r.ReadAt(buf[:min(int64(len(buf)), end-off)], off)
 		if _, err := w.Write(buf[:n]); err != nil {
 			return err
 		}

@@ -141,9 +141,12 @@ func OpenZinfo(ctx context.Context, blob ReaderAtContext, x *zinfo.Index, c *spa
 	if len(x.Points) == 0 || x.Points[len(x.Points)-1].In >= blob.Size() {
 		return nil, fmt.Errorf("layer %s: the zinfo is not of this blob of %d bytes: %w", o.Name, blob.Size(), fault.ErrIntegrity)
 	}
-	for i := range x.Points {
-		p := &x.Points[i]
-		l.Spans[i] = seek.Span{In: p.In, Out: p.Out, Bits: p.Bits, Window: seek.PackWindow(p.Window)}
+	var window [seek.WindowSize]byte
+	for i, p := range x.Points {
+		if err := x.ReadWindow(i, window[:]); err != nil {
+			return nil, fmt.Errorf("layer %s: %w", o.Name, err)
+		}
+		l.Spans[i] = seek.Span{In: p.In, Out: p.Out, Bits: p.Bits, Window: seek.PackWindow(window[:])}
 	}
 	u := &gzipUnits{l: l, exact: true}
 	lz := newLazy(blob, l.Size, u, uniqueKey(), c, o)

@@ -12,14 +12,28 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
+// loaders are the two ways to read a file, which accept and refuse the same.
+var loaders = map[string]func(b []byte, blobSize int64) (*Index, error){
+	"Load": func(b []byte, blobSize int64) (*Index, error) { return Load(bytes.NewReader(b), blobSize) },
+	"Open": func(b []byte, blobSize int64) (*Index, error) {
+		return Open(bytes.NewReader(b), int64(len(b)), blobSize)
+	},
+}
+
 func TestLoad(t *testing.T) {
+	for name, load := range loaders {
+		t.Run(name, func(t *testing.T) { testLoad(t, load) })
+	}
+}
+
+func testLoad(t *testing.T, load func([]byte, int64) (*Index, error)) {
 	in := member(t, sample(1_000_000, 1), "", 0)
 	x := build(t, in, Options{SpanSize: 100_000})
 	v2 := encode(t, x)
 	v1 := append(bytes.Clone(v2[:headerSize]), v2[headerSize+pointSize:]...)
 	size := int64(len(in))
 	for name, b := range map[string][]byte{"v2": v2, "v1": v1} {
-		y, err := Load(bytes.NewReader(b), size)
+		y, err := load(b, size)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -28,7 +42,7 @@ func TestLoad(t *testing.T) {
 		}
 	}
 	// One checkpoint in version 1 is a bare header.
-	y, err := Load(bytes.NewReader([]byte{1, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0}), -1)
+	y, err := load([]byte{1, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0}, -1)
 	if err != nil || len(y.Points) != 1 || y.Points[0].In != 10 {
 		t.Errorf("a bare header: %v", err)
 	}
@@ -42,13 +56,14 @@ func TestLoad(t *testing.T) {
 	dup = append(dup, v2[headerSize:headerSize+pointSize]...)
 	dup = append(dup, v2[headerSize:]...)
 	binary.LittleEndian.PutUint64(dup[headerSize+pointSize:], 20)
-	if y, err = Load(bytes.NewReader(dup), size); err != nil || len(y.Points) != len(x.Points) || y.Points[0].In != 20 {
+	if y, err = load(dup, size); err != nil || len(y.Points) != len(x.Points) || y.Points[0].In != 20 {
 		t.Errorf("two points at 0: %v", err)
 	}
 	// And of erofs-utils, which leaves memory in the first window.
 	junk := bytes.Clone(v2)
 	junk[headerSize+fieldsSize+7] = 0xaa
-	if y, err = Load(bytes.NewReader(junk), size); err != nil || y.Points[0].Window != nil {
+	window := bytes.Repeat([]byte{1}, WindowSize)
+	if y, err = load(junk, size); err != nil || y.ReadWindow(0, window) != nil || !bytes.Equal(window, zeroWindow[:]) {
 		t.Errorf("first window: %v", err)
 	}
 }
@@ -93,24 +108,79 @@ func TestLoadHostile(t *testing.T) {
 		{"in the header", set64(point(0), 9), "no such position"},
 		{"first not at 0", set64(point(0)+8, 1), "no checkpoint at the start"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			b := c.edit(bytes.Clone(good))
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			x, err := Load(bytes.NewReader(b), int64(len(in)))
-			runtime.ReadMemStats(&after)
-			if x != nil || !errors.Is(err, fault.ErrCorrupt) || !strings.Contains(err.Error(), c.want) {
-				t.Fatalf("%v, want %q", err, c.want)
-			}
-			if n := after.TotalAlloc - before.TotalAlloc; n > uint64(2*len(good)+1<<20) {
-				t.Errorf("allocated %d bytes", n)
-			}
-		})
+		for name, load := range loaders {
+			t.Run(c.name+"/"+name, func(t *testing.T) {
+				b := c.edit(bytes.Clone(good))
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				x, err := load(b, int64(len(in)))
+				runtime.ReadMemStats(&after)
+				if x != nil || !errors.Is(err, fault.ErrCorrupt) || !strings.Contains(err.Error(), c.want) {
+					t.Fatalf("%v, want %q", err, c.want)
+				}
+				if n := after.TotalAlloc - before.TotalAlloc; n > uint64(2*len(good)+1<<20) {
+					t.Errorf("allocated %d bytes", n)
+				}
+			})
+		}
 	}
 	broken := errors.New("broken")
 	if _, err := Load(io.MultiReader(bytes.NewReader(good[:50_000]), brokenReader{broken}), -1); !errors.Is(err, broken) {
 		t.Errorf("a broken source: %v", err)
 	}
+}
+
+// A window that cannot be read is an error of the reads that need it, and of no
+// others; so is one that has gone since.
+func TestOpenBroken(t *testing.T) {
+	data := sample(1_000_000, 1)
+	in := member(t, data, "", 0)
+	b := encode(t, build(t, in, Options{SpanSize: 100_000}))
+	broken := errors.New("broken")
+	for want, cut := range map[error]*cutReaderAt{
+		broken:              {b: b, end: len(b) - 10, err: broken},
+		io.ErrUnexpectedEOF: {b: b, end: len(b) - 10, err: io.EOF},
+	} {
+		x, err := Open(cut, int64(len(b)), int64(len(in)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := len(x.Points) - 1
+		r := NewReaderAt(bytes.NewReader(in), x)
+		p := make([]byte, 100)
+		if _, err := r.ReadAt(p, 0); err != nil {
+			t.Errorf("the first span: %v", err)
+		}
+		off := x.Points[last].Out
+		for range 2 {
+			if n, err := r.ReadAt(p, off); n != 0 || !errors.Is(err, want) {
+				t.Errorf("the last span: %d, %v", n, err)
+			}
+		}
+		if err := x.DecodeSpan(last, in[x.Points[last].start():], p); !errors.Is(err, want) {
+			t.Errorf("DecodeSpan: %v", err)
+		}
+		if _, err := x.Verify(t.Context(), bytes.NewReader(in), 1, nil); !errors.Is(err, want) {
+			t.Errorf("Verify: %v", err)
+		}
+		if _, err := x.WriteTo(io.Discard); !errors.Is(err, want) {
+			t.Errorf("WriteTo: %v", err)
+		}
+	}
+}
+
+// cutReaderAt is b up to end, and then err.
+type cutReaderAt struct {
+	b   []byte
+	end int
+	err error
+}
+
+func (c *cutReaderAt) ReadAt(p []byte, off int64) (int, error) {
+	if n := copy(p, c.b[min(int(off), c.end):c.end]); n < len(p) {
+		return n, c.err
+	}
+	return len(p), nil
 }
 
 type brokenReader struct{ err error }
@@ -127,11 +197,18 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x, err := Load(bytes.NewReader(b), int64(len(in)))
+		opened, openErr := Open(bytes.NewReader(b), int64(len(b)), int64(len(in)))
+		if (err == nil) != (openErr == nil) {
+			t.Fatalf("Load: %v; Open: %v", err, openErr)
+		}
 		if err != nil {
-			if !errors.Is(err, fault.ErrCorrupt) {
-				t.Fatal(err)
+			if !errors.Is(err, fault.ErrCorrupt) || !errors.Is(openErr, fault.ErrCorrupt) {
+				t.Fatalf("Load: %v; Open: %v", err, openErr)
 			}
 			return
+		}
+		if !bytes.Equal(encode(t, opened), encode(t, x)) {
+			t.Fatal("Load and Open differ")
 		}
 		again, err := Load(bytes.NewReader(encode(t, x)), int64(len(in)))
 		if err != nil || len(again.Points) != len(x.Points) {

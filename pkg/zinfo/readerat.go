@@ -53,10 +53,14 @@ func (r *ReaderAt) ReadAt(p []byte, off int64) (int, error) {
 	}
 	i := r.x.Find(off)
 	c := r.take(r.x.Points[i].Out, off)
+	var n int
+	var err error
 	if c.pos < 0 {
-		c.resume(r.blob, r.x, i)
+		err = c.resume(r.blob, r.x, i)
 	}
-	n, err := c.readAt(p, off)
+	if err == nil {
+		n, err = c.readAt(p, off)
+	}
 	if err != nil && err != io.EOF {
 		err = spanError(i, err)
 	}
@@ -144,11 +148,16 @@ func (s *sectionReader) Read(p []byte) (int, error) {
 }
 
 // resume puts c at point i.
-func (c *cursor) resume(blob io.ReaderAt, x *Index, i int) {
+func (c *cursor) resume(blob io.ReaderAt, x *Index, i int) error {
+	window, err := x.window(i, &c.window)
+	if err != nil {
+		return err
+	}
 	p := &x.Points[i]
 	c.in = sectionReader{blob, p.start(), x.BlobSize}
-	c.z.Resume(&c.in, p.boundary(), x.window(i, &c.window))
+	c.z.Resume(&c.in, p.boundary(), window)
 	c.pos = p.Out
+	return nil
 }
 
 // readAt reads from off on, which is not before c's position.

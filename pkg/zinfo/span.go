@@ -54,8 +54,12 @@ func (x *Index) DecodeSpan(i int, comp, dst []byte) error {
 
 func (d *spanDecoder) decode(x *Index, i int, comp, dst []byte) error {
 	p := &x.Points[i]
+	window, err := x.window(i, &d.window)
+	if err != nil {
+		return spanError(i, err)
+	}
 	d.in.b = comp
-	d.z.Resume(&d.in, p.boundary(), x.window(i, &d.window))
+	d.z.Resume(&d.in, p.boundary(), window)
 	if n, err := d.z.ReadFull(dst); err == io.EOF {
 		return shortSpan(i, n, len(dst))
 	} else if err != nil {

@@ -107,14 +107,16 @@ type verifier struct {
 }
 
 func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
-	z := &v.c.z
-	v.c.resume(blob, v.x, i)
-	begin := v.c.in.off
 	defer func() {
 		if r.done = true; r.err != nil {
 			r.err = spanError(i, r.err)
 		}
 	}()
+	z := &v.c.z
+	if r.err = v.c.resume(blob, v.x, i); r.err != nil {
+		return r
+	}
+	begin := v.c.in.off
 	r.open = v.x.Points[i].Out
 	found, same := false, true
 	z.OnMember(func(m inflate.MemberEnd) {
@@ -151,7 +153,8 @@ func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
 		found = true
 		r.sum = z.Sum()
 		// c's own window has done its work.
-		if want := v.x.window(i+1, &v.c.window); want != nil && !b.Member {
+		want, err := v.x.window(i+1, &v.c.window)
+		if r.err = err; want != nil && !b.Member && err == nil {
 			for j := WindowSize - z.Window(v.window[:]); j < WindowSize; j++ {
 				same = same && (want[j] == v.window[j] || want[j] == 0)
 			}
@@ -165,10 +168,10 @@ func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
 		_, err = z.Discard(1)
 	}
 	switch {
+	case r.err != nil:
 	case found && !same:
 		r.err = fmt.Errorf("the window of point %d is not what comes before it: %w", i+1, fault.ErrCorrupt)
 	case found:
-		r.err = nil
 	case err != nil && err != io.EOF:
 		r.err = err
 	default:

@@ -40,6 +40,9 @@ const DefaultSpanSize = 4 << 20
 // WindowSize is the size of a Point's Window.
 const WindowSize = inflate.WindowSize
 
+// zeroWindow is what a nil Window stands for.
+var zeroWindow [WindowSize]byte
+
 // A Point is a place where decompression can be started.
 type Point struct {
 	In, Out int64  // offsets in the compressed and decompressed data
@@ -64,19 +67,31 @@ type Index struct {
 	BlobSize int64   // of the compressed data, or -1
 
 	// Unpack, if not nil, fills window, of WindowSize bytes, with that of point
-	// i, for an index whose owner keeps the windows in another form. The
+	// i, for an index whose windows are kept elsewhere or in another form. The
 	// Windows of the Points are not looked at then. It may be called by several
-	// goroutines at once. Such an index cannot be written.
-	Unpack func(i int, window []byte)
+	// goroutines at once.
+	Unpack func(i int, window []byte) error
+}
+
+// ReadWindow fills window, of WindowSize bytes, with that of point i.
+func (x *Index) ReadWindow(i int, window []byte) error {
+	if x.Unpack != nil {
+		return x.Unpack(i, window)
+	}
+	if w := x.Points[i].Window; w != nil {
+		copy(window[:WindowSize], w)
+	} else {
+		clear(window[:WindowSize])
+	}
+	return nil
 }
 
 // window is that of point i, or nil for zeros. buf may be used to hold it.
-func (x *Index) window(i int, buf *[WindowSize]byte) []byte {
+func (x *Index) window(i int, buf *[WindowSize]byte) ([]byte, error) {
 	if x.Unpack == nil {
-		return x.Points[i].Window
+		return x.Points[i].Window, nil
 	}
-	x.Unpack(i, buf[:])
-	return buf[:]
+	return buf[:], x.Unpack(i, buf[:])
 }
 
 // Range gives what span i is made from and what it makes: the compressed bytes
