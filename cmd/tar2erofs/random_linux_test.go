@@ -150,12 +150,14 @@ func (r *randomTree) add() {
 		}
 	}
 	if !r.oneIn(4) {
-		ts := []unix.Timespec{{}, {Sec: int64(r.Uint32N(1 << 31))}}
+		const second = 1e9
+		mtime := int64(r.Uint32N(1<<31)) * second
 		if r.oneIn(2) {
-			ts[1] = unix.Timespec{Sec: 1_700_000_000}
+			mtime = 1_700_000_000 * second
 		} else if r.oneIn(2) {
-			ts[1].Nsec = r.Int64N(1e9)
+			mtime += r.Int64N(second)
 		}
+		ts := []unix.Timespec{{}, unix.NsecToTimespec(mtime)}
 		r.must(unix.UtimesNanoAt(unix.AT_FDCWD, p, ts, unix.AT_SYMLINK_NOFOLLOW))
 	}
 }

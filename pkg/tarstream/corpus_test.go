@@ -134,7 +134,8 @@ func readArchiveTar(t testing.TB, archive string) (entries []other, err error) {
 		if h.Typeflag == tar.TypeXGlobalHeader || h.Typeflag == 'X' {
 			continue
 		}
-		o := other{Name: h.Name, Linkname: h.Linkname, Type: h.Typeflag, Mode: h.Mode & 0o7777, UID: int64(h.Uid), GID: int64(h.Gid),
+		o := other{Name: h.Name, Linkname: h.Linkname, Type: h.Typeflag, Mode: h.Mode & 0o7777,
+			UID: int64(uint32(h.Uid)), GID: int64(uint32(h.Gid)), // int may have 32 bits
 			Mtime: h.ModTime.Unix(), MtimeNsec: int64(h.ModTime.Nanosecond()), Major: h.Devmajor, Minor: h.Devminor, Size: h.Size}
 		switch o.Type {
 		case tar.TypeGNUSparse, tar.TypeCont:

@@ -176,7 +176,11 @@ func TestEnds(t *testing.T) {
 		{name: "half the end", archive: a + end[:blockSize], want: []string{`- a "x"`}},
 		{name: "less than half the end", archive: a + end[:blockSize-1], want: []string{`- a "x"`}, err: errCut},
 		{name: "more than half the end", archive: a + end[:blockSize+1], want: []string{`- a "x"`}, err: errCut},
-		{name: "junk behind the end", archive: a + end + "junk" + a, want: []string{`- a "x"`}},
+		{name: "junk behind the end", archive: a + end + "junk" + a, want: []string{`- a "x"`}, warn: "offset 2048: what follows the end"},
+		{name: "an archive behind the padding of another", archive: a + end + strings.Repeat("\x00", 8192) + a + end, want: []string{`- a "x"`}, warn: "offset 10240: what follows the end"},
+		{name: "a file system, which begins with zeros", archive: strings.Repeat("\x00", 32769) + "CD001", err: fault.ErrCorrupt},
+		{name: "the second volume, in PAX's way", archive: global("GNU.volume.filename", "a", "GNU.volume.size", "9", "GNU.volume.offset", "5") + a + end, err: fault.ErrUnsupported},
+		{name: "a volume's label, in PAX's way", archive: global("GNU.volume.label", "backup") + a + end, want: []string{`- a "x"`}},
 		{name: "lone zero block", archive: a + end[:blockSize] + a + end, want: []string{`- a "x"`}, err: fault.ErrCorrupt},
 		{name: "end behind an extended header", archive: pax("path", "b") + end, err: fault.ErrCorrupt},
 		{name: "end behind a long name", archive: longName("b") + end, err: fault.ErrCorrupt},
@@ -204,7 +208,7 @@ func TestHeaderOnly(t *testing.T) {
 			archiveTest{archive: h.block(), want: []string{show}, err: ErrNoEndMarker}.run(t)
 			archiveTest{archive: h.block() + end[:blockSize], want: []string{show}}.run(t)
 			archiveTest{archive: h.block() + end + strings.Repeat("\x00", 9<<10), want: []string{show}}.run(t)
-			archiveTest{archive: h.block() + end + "junk behind the end", want: []string{show}}.run(t)
+			archiveTest{archive: h.block() + end + "junk behind the end", want: []string{show}, warn: "what follows the end"}.run(t)
 			archiveTest{archive: h.block() + end[:100], want: []string{show}, err: errCut}.run(t)
 		}
 		for _, data := range []string{"data", strings.Repeat("d", 512), strings.Repeat("\x00", 512) + "d", strings.Repeat("\x00", 2048) + "d", strings.Repeat("d", 70000),

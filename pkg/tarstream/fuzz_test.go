@@ -67,7 +67,7 @@ func compareArchiveTar(t *testing.T, archive string, members []member, err error
 		if m.Sparse != nil || m.Stored != h.Size {
 			return
 		}
-		if m.Name != h.Name || m.Linkname != h.Linkname || int64(m.Mode) != h.Mode&0o7777 || int64(m.UID) != int64(h.Uid) || int64(m.GID) != int64(h.Gid) ||
+		if m.Name != h.Name || m.Linkname != h.Linkname || int64(m.Mode) != h.Mode&0o7777 || m.UID != uint32(h.Uid) || m.GID != uint32(h.Gid) ||
 			m.Mtime != h.ModTime.Unix() || int(m.MtimeNsec) != h.ModTime.Nanosecond() {
 			t.Fatalf("entry %d: %s\narchive/tar: %+v", i, m, h)
 		}
@@ -85,7 +85,7 @@ func incomparable(h *tar.Header) bool {
 			return true // the mode follows an access list
 		}
 	}
-	if h.Uid == noID || h.Gid == noID {
+	if uint32(h.Uid) == noID || uint32(h.Gid) == noID { // int may have 32 bits
 		return true // no owner, so root's
 	}
 	switch h.Typeflag {

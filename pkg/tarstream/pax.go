@@ -69,6 +69,11 @@ func mergeGlobal(global, more []record) ([]record, error) {
 		if bytes.HasPrefix(m.key, []byte("GNU.sparse.")) {
 			return nil, fmt.Errorf("%s in a global header: %w", m.key, fault.ErrUnsupported)
 		}
+		// GNU tar's way to say that the next entry is the rest of a file that
+		// began in another volume; its label alone says nothing.
+		if bytes.HasPrefix(m.key, []byte("GNU.volume.")) && string(m.key) != "GNU.volume.label" {
+			return nil, fmt.Errorf("%s: a volume that continues another: %w", m.key, fault.ErrUnsupported)
+		}
 		global = slices.DeleteFunc(global, func(r record) bool { return bytes.Equal(r.key, m.key) })
 		if len(m.value) == 0 {
 			continue

@@ -1,6 +1,7 @@
 package tarstream
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,7 @@ type Reader struct {
 	left   int64 // stored bytes of the current entry behind those
 	pad    int64 // bytes behind them up to the next header
 	global []record
+	some   bool // an entry was read
 	err    error
 
 	// Kept from call to call, not to be allocated for each entry.
@@ -211,6 +213,9 @@ func (r *Reader) next() (*Entry, error) {
 			return nil, r.end(at)
 		}
 		if !b.checksumOK() {
+			if at == 0 {
+				return nil, r.bad(at, "no tar archive: %w", fault.ErrCorrupt)
+			}
 			return nil, r.bad(at, "header checksum mismatch: %w", fault.ErrCorrupt)
 		}
 		var body []byte
@@ -247,6 +252,7 @@ func (r *Reader) next() (*Entry, error) {
 				return nil, r.bad(at, "%w", err)
 			}
 			e.Offset = start
+			r.some = true
 			return e, nil
 		}
 		if err != nil {
@@ -280,6 +286,17 @@ func (r *Reader) end(at int64) error {
 	}
 	if err := r.skip(blockSize); err != nil {
 		return err
+	}
+	// What follows is no part of the archive: others' readers leave it unread,
+	// too. But file systems and disks begin with zeros, and are no empty
+	// archives. An error of the source comes when that is read on.
+	p, _ = r.src.Peek(maxLookahead)
+	if rest := bytes.TrimLeft(p, "\x00"); len(rest) > 0 {
+		at := r.off + int64(len(p)-len(rest))
+		if !r.some {
+			return r.bad(at, "no tar archive: data behind nothing but zeros: %w", fault.ErrCorrupt)
+		}
+		r.warn("offset %d: what follows the end of the archive is left out", at)
 	}
 	return io.EOF
 }

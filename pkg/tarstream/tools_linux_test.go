@@ -59,6 +59,9 @@ func sourceTree(t *testing.T) string {
 	mtime := func(name string, sec, nsec int64) {
 		t.Helper()
 		ts, err := unix.TimeToTimespec(time.Unix(sec, nsec))
+		if err == unix.ERANGE {
+			return // a system whose times have 32 bits
+		}
 		must(err)
 		must(unix.UtimesNanoAt(unix.AT_FDCWD, file(name, "x"), []unix.Timespec{ts, ts}, 0))
 	}
