@@ -138,7 +138,7 @@ func (l *Layer) packWindows(budget *windowBudget) (method byte, packed []byte, e
 		}
 		if enc == nil {
 			// One goroutine: the bytes must not depend on the machine.
-			enc, err = zstd.NewWriter(&out, zstd.WithEncoderLevel(windowLevel), zstd.WithEncoderConcurrency(1))
+			enc, err = zstd.NewWriter(&out, zstd.WithEncoderLevel(windowLevel), zstd.WithWindowSize(windowReach), zstd.WithEncoderConcurrency(1))
 			if err != nil {
 				return 0, nil, err
 			}
@@ -157,4 +157,10 @@ func (l *Layer) packWindows(budget *windowBudget) (method byte, packed []byte, e
 	return methodZstd, out.Bytes(), nil
 }
 
-const windowLevel = zstd.SpeedBetterCompression
+const (
+	windowLevel = zstd.SpeedBetterCompression
+	// windowReach is how far back windows refer to others, in bytes. A reader
+	// has to have that much memory, which for short sections costs him more
+	// than all else; the level's own 16 MiB make nothing smaller.
+	windowReach = 1 << 20
+)

@@ -34,7 +34,11 @@ func PackWindow(w []byte) Window {
 	for i := 0; i < len(w); {
 		start := i
 		for i < len(w) && w[i] == 0 {
-			i++
+			if i+8 <= len(w) && binary.LittleEndian.Uint64(w[i:]) == 0 {
+				i += 8
+			} else {
+				i++
+			}
 		}
 		if i == len(w) {
 			break
