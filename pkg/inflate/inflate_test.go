@@ -302,7 +302,6 @@ func TestBadGzip(t *testing.T) {
 	}
 }
 
-// A file that ends anywhere but at its end is an error there.
 // ReadFull gives what there is, in any pieces, and needs no input beyond it.
 func TestReadFull(t *testing.T) {
 	data := mixed(700_000, 5)
@@ -336,6 +335,7 @@ func TestReadFull(t *testing.T) {
 	}
 }
 
+// A file that ends anywhere but at its end is an error there.
 func TestTruncated(t *testing.T) {
 	in := gzipped(t, text(3000, 4), noise(100, 5), mixed(2000, 6))
 	var ends []int

@@ -114,6 +114,28 @@ func TestReaderAtEconomy(t *testing.T) {
 	}
 }
 
+// Who reads in one place reads one window of an index that was opened.
+func TestOpenEconomy(t *testing.T) {
+	data := sample(3_000_000, 8)
+	in := member(t, data, "", 0)
+	b := encode(t, build(t, in, Options{SpanSize: 100_000}))
+	file := &countingReaderAt{r: bytes.NewReader(b)}
+	x, err := Open(file, int64(len(b)), int64(len(in)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewReaderAt(bytes.NewReader(in), x)
+	p := make([]byte, 1000)
+	for _, off := range []int64{1_500_000, 1_501_000} {
+		if _, err := r.ReadAt(p, off); err != nil || !bytes.Equal(p, data[off:off+1000]) {
+			t.Errorf("at %d: %v", off, err)
+		}
+	}
+	if want := int64(headerSize + fieldsSize*len(x.Points) + WindowSize); file.n != want {
+		t.Errorf("read %d bytes of an index of %d, want %d", file.n, len(b), want)
+	}
+}
+
 // An index whose owner keeps the windows otherwise does all that others do.
 func TestUnpack(t *testing.T) {
 	data := sample(1_500_000, 12)
