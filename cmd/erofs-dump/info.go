@@ -145,7 +145,7 @@ func (d *dump) devices() []deviceInfo {
 // seekSection reads the seek section; nil if there is none.
 func (d *dump) seekSection() *seekInfo {
 	sb := d.fsys.SuperBlock()
-	s, err := seek.Read(d.file, int64(sb.Blocks())*d.fsys.BlockSize())
+	s, err := seek.Read(d.image, int64(sb.Blocks())*d.fsys.BlockSize())
 	if errors.Is(err, fault.ErrNotFound) {
 		return nil
 	}

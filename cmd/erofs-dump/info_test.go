@@ -4,10 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/pkg/build"
 )
 
@@ -137,5 +141,47 @@ func TestOddNames(t *testing.T) {
 	}
 	if e := find("space two"); e.Mtime != "36812-02-20T00:36:16Z" {
 		t.Errorf("mtime %q", e.Mtime)
+	}
+}
+
+// TestOffset: an image that begins somewhere in its file.
+func TestOffset(t *testing.T) {
+	image := makeImage(t, sampleTar(t), build.Options{Index: true})
+	b, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, append(make([]byte, 1<<20), b...), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{}, {"--json"}, {"--check"}, {"--ls", "-R"}, {"--stat", "/dir"}, {"--blkid-udev"}} {
+		want, _, _ := command(append(args, image)...)
+		got, stderr, code := command(append(args, disk, "--offset=1MiB")...)
+		if code != 0 || got != want || got == "" {
+			t.Errorf("%q: %d, %s\n%s, want\n%s", args, code, stderr, got, want)
+		}
+	}
+	for offset, want := range map[string]int{"0": cli.ExitFailed, "1000": cli.ExitFailed, "100MiB": cli.ExitUsage} {
+		if _, stderr, code := command(disk, "--offset="+offset); code != want || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("--offset=%s: %d, %s", offset, code, stderr)
+		}
+	}
+}
+
+// TestUdev: what blkid -o udev says, escapes included.
+func TestUdev(t *testing.T) {
+	for _, label := range []string{"", "plain", "a b\n$(c)", "\xff\u00e4'\"\\"} {
+		image := makeImage(t, sampleTar(t), build.Options{Label: label})
+		got, stderr, code := command("--blkid-udev", image)
+		if code != 0 || !strings.Contains(got, "ID_FS_TYPE=erofs\n") {
+			t.Fatalf("%d, %s%s", code, got, stderr)
+		}
+		theirs := string(interop.Run(t, interop.Tool(t, "blkid"), "-p", "-o", "udev", image))
+		for line := range strings.Lines(got) {
+			if !strings.Contains(theirs, line) {
+				t.Errorf("label %q: %q; blkid says\n%s", label, line, theirs)
+			}
+		}
 	}
 }

@@ -38,12 +38,14 @@ type flags struct {
 	Tar   bool `xor:"mode" help:"Write a directory's tree to stdout as a tar."`
 	Check bool `xor:"mode" help:"Check structure, checksums and bounds; with --data all contents as well."`
 	Diff  bool `xor:"mode" help:"Compare with another image."`
+	Udev  bool `xor:"mode" name:"blkid-udev" help:"Print UUID and label for udev's rules."`
 
 	Recursive bool     `short:"R" help:"With --ls: list what is below too."`
 	Inode     bool     `short:"i" help:"With --ls: show the inodes' numbers."`
 	JSON      bool     `name:"json" help:"Print JSON."`
 	Data      bool     `help:"With --check: read all files."`
 	Nid       *uint64  `placeholder:"N" help:"An inode's number instead of a path."`
+	Offset    cli.Size `placeholder:"BYTES" help:"Where in its file the image begins."`
 	Device    []string `placeholder:"FILE" type:"path" sep:"none" help:"Extra device, in the order of the device table; may be repeated."`
 }
 
@@ -53,7 +55,8 @@ type dump struct {
 	flags flags
 	out   *bufio.Writer
 	fsys  *erofs.FS
-	file  *os.File
+	image io.ReaderAt
+	size  int64  // of the image's file or device, bytes
 	nid   uint64 // of the inode asked for
 	path  string // the same as a path of io/fs; empty with --nid
 }
@@ -68,11 +71,14 @@ func run(ctx context.Context, env *cli.Env) error {
 	}
 	var files files
 	defer files.close()
-	var err error
-	if d.file, err = files.open(d.flags.Image); err != nil {
+	file, err := files.open(d.flags.Image)
+	if err != nil {
 		return err
 	}
-	if d.fsys, err = d.open(&files, d.file, d.flags.Device); err != nil {
+	if d.image, d.size, err = from(file, int64(d.flags.Offset)); err != nil {
+		return fmt.Errorf("%s: %w", d.flags.Image, err)
+	}
+	if d.fsys, err = d.open(&files, d.image, d.flags.Device); err != nil {
 		return fmt.Errorf("%s: %w", d.flags.Image, err)
 	}
 	if err := d.locate(); err != nil {
@@ -99,6 +105,8 @@ func run(ctx context.Context, env *cli.Env) error {
 		mode = d.check
 	case d.flags.Diff:
 		mode = d.diff
+	case d.flags.Udev:
+		mode = d.udev
 	}
 	err = mode(ctx)
 	if ferr := d.out.Flush(); err == nil {
@@ -132,19 +140,21 @@ func (d *dump) usage() error {
 		return cli.Usagef("-i goes with --ls")
 	case f.Data && !f.Check:
 		return cli.Usagef("--data goes with --check")
-	case f.JSON && (f.Cat || f.Tar):
-		return cli.Usagef("--json does not go with --cat and --tar: they write bytes")
+	case f.JSON && (f.Cat || f.Tar || f.Udev):
+		return cli.Usagef("--json does not go with --cat, --tar and --blkid-udev, which have a form of their own")
+	case f.Diff && f.Offset != 0:
+		return cli.Usagef("--offset does not go with --diff: of which image?")
 	}
 	// "--ls /etc image.erofs" reads as well as "image.erofs --ls /etc", so the
 	// image may come second.
-	if pathMode && len(f.Path) == 1 && !isImage(f.Image) && isImage(f.Path[0]) {
+	if pathMode && len(f.Path) == 1 && !isImage(f.Image, int64(f.Offset)) && isImage(f.Path[0], int64(f.Offset)) {
 		f.Image, f.Path[0] = f.Path[0], f.Image
 	}
 	return nil
 }
 
-// isImage says whether a file has EROFS's magic number.
-func isImage(name string) bool {
+// isImage says whether a file has EROFS's magic number, seen from an offset.
+func isImage(name string, offset int64) bool {
 	st, err := os.Stat(name)
 	if err != nil || st.IsDir() || st.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0 {
 		return false
@@ -155,7 +165,7 @@ func isImage(name string) bool {
 	}
 	defer f.Close()
 	var b [4]byte
-	_, err = f.ReadAt(b[:], ondisk.SuperOffset)
+	_, err = f.ReadAt(b[:], offset+ondisk.SuperOffset)
 	return err == nil && binary.LittleEndian.Uint32(b[:]) == ondisk.Magic
 }
 
@@ -181,9 +191,22 @@ func (l files) close() {
 	}
 }
 
-// open opens the image in a file. Only --check goes on where the checksum is
-// wrong.
-func (d *dump) open(l *files, image *os.File, devices []string) (*erofs.FS, error) {
+// from is a file from an offset on, and the size of that.
+func from(f *os.File, offset int64) (io.ReaderAt, int64, error) {
+	size, err := f.Seek(0, io.SeekEnd) // a block device tells its size only so
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case offset == 0:
+		return f, size, nil
+	case offset >= size:
+		return nil, 0, cli.Usagef("--offset %d is behind its end, %d", offset, size)
+	}
+	return io.NewSectionReader(f, offset, size-offset), size - offset, nil
+}
+
+// open opens an image. Only --check goes on where the checksum is wrong.
+func (d *dump) open(l *files, image io.ReaderAt, devices []string) (*erofs.FS, error) {
 	var opts []erofs.Option
 	if d.flags.Check {
 		opts = append(opts, erofs.WithoutChecksum())

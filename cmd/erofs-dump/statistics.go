@@ -90,10 +90,7 @@ func (d *dump) statistics(ctx context.Context, s *statistics) error {
 	// Files whose indexes share bytes may have as many extents as the image has
 	// bytes, squared. Sound ones have a few bytes of index, or of what it is
 	// decoded from, for each.
-	s.room = 64 * min(d.fsys.Devices()[0].Size, 1<<50)
-	if st, err := d.file.Stat(); err == nil && st.Mode().IsRegular() {
-		s.room = 64 * st.Size()
-	}
+	s.room = 64 * min(d.size, 1<<50)
 	seen := make(map[uint64]bool) // inodes with several names
 	suffixes := make(map[string]int)
 	err := d.fsys.Walk(d.fsys.RootNid(), func(name string, st *erofs.Stat) error {
