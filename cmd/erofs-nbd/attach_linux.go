@@ -161,6 +161,12 @@ func (f *flags) serveKernel(ctx context.Context, env *cli.Env, log *log, s *nbd.
 		return err
 	}
 	if err := k.ready(); err != nil {
+		if old != nil {
+			return err // reads wait for the next one
+		}
+		if k.mount != "" {
+			unmount(k.mount, k.dev.Index, true)
+		}
 		return errors.Join(err, k.dev.Disconnect(), <-k.ended, k.state.Remove())
 	}
 	return k.wait(ctx, signals)
@@ -232,14 +238,10 @@ func (k *kernelServer) ready() error {
 			err = k.dev.DisconnectOnClose()
 		}
 		if err != nil {
-			unmount(k.mount, k.dev.Index, true)
 			return err
 		}
 	}
 	if _, err := fmt.Fprintln(k.env.Stdout, k.dev.Path()); err != nil {
-		if k.mount != "" {
-			unmount(k.mount, k.dev.Index, true)
-		}
 		return fmt.Errorf("stdout: %w", err)
 	}
 	return tellReady(k.env)

@@ -80,6 +80,7 @@ func TestKernel(t *testing.T) {
 	for _, name := range []string{"oci-mount", "oci-umount"} {
 		g.Put("/usr/local/bin/"+name, filepath.Join(interop.RepoRoot(t), "scripts", name))
 	}
+	g.Put("/data/erofs-nbd@.service", filepath.Join(interop.RepoRoot(t), "docs", "erofs-nbd@.service"))
 	g.Put("/sbin/mount.layerpipe", filepath.Join(interop.RepoRoot(t), "scripts", "mount.layerpipe"))
 	// The programs of people's systems, where busybox has its own or none.
 	for _, name := range []string{"mount", "umount", "nbd-client"} {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -280,6 +281,17 @@ func TestReattachRefused(t *testing.T) {
 	}
 	if err := os.WriteFile(copied, data, 0o600); err != nil {
 		t.Fatal(err)
+	}
+	// One that fails as late as that leaves the device as it was.
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	cmd := exec.Command("erofs-nbd", "--reattach", s.dev)
+	cmd.Stdout = full
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("without a place for its output: %v", err)
 	}
 	s = launch(t, "erofs-nbd", "--reattach", s.dev) // the right one still can
 	if b, err := readDirect(s.dev, 0, 4096); err != nil || !bytes.Equal(b, data[:4096]) {

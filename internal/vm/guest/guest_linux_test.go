@@ -29,6 +29,7 @@ const (
 	whole      = "/data/whole.erofs"
 	index      = "/data/index.erofs"
 	layout     = "/data/layout"
+	unit       = "/data/erofs-nbd@.service"
 	repository = "team/golang"
 	native     = "team/native"
 )
