@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestStatsSignal: SIGUSR1 makes a server say what it has read, and go on.
@@ -18,11 +17,6 @@ func TestStatsSignal(t *testing.T) {
 	if err := syscall.Kill(syscall.Getpid(), syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(s.stderr.String(), "layers: "); {
-		if time.Now().After(deadline) {
-			t.Fatalf("stderr: %s", s.stderr)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, func() bool { return strings.Contains(s.stderr.String(), "layers: ") }, func() string { return s.stderr.String() })
 	f.same(t, readAll(t, s.uri))
 }

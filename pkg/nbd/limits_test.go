@@ -88,16 +88,19 @@ func TestErrorsAreBounded(t *testing.T) {
 	t.Parallel()
 	s := &Server{Exports: []Export{{Device: pattern(4096)}}}
 	c := connect(t, listen(t, s), simple)
-	c.nc.SetWriteDeadline(time.Now().Add(2 * time.Second))
-	b := c.appendRequest(nil, request{Type: 99})
-	var n int
-	for n < 1<<20 {
+	const many, batch = 1 << 20, 1 << 10
+	var b []byte
+	for range batch {
+		b = c.appendRequest(b, request{Type: 99})
+	}
+	n := 0
+	for ; n < many; n += batch {
+		c.nc.SetWriteDeadline(time.Now().Add(time.Second))
 		if _, err := c.nc.Write(b); err != nil {
 			break
 		}
-		n++
 	}
-	if n == 1<<20 {
+	if n >= many {
 		t.Errorf("%d bad requests were taken without a reply being read", n)
 	}
 }
@@ -109,7 +112,7 @@ func TestBudgetComesBack(t *testing.T) {
 	path := listen(t, s)
 	for _, m := range []mode{simple, structured, extended} {
 		c := connect(t, path, m)
-		for i := range uint64(10) {
+		for i := range uint64(3) {
 			for _, n := range []uint64{1, 4096, 4097, 1 << 20, 5 << 20, MaxRead, MaxRead + 1} {
 				c.do(request{Type: cmdRead, Cookie: i, Length: n}, nil)
 			}
@@ -211,43 +214,44 @@ func TestManyConnections(t *testing.T) {
 }
 
 func TestHandshakeTimeout(t *testing.T) {
-	s := &Server{Exports: []Export{{Device: pattern(64)}}, HandshakeTimeout: 50 * time.Millisecond}
+	t.Parallel()
+	const timeout = time.Second
+	s := &Server{Exports: []Export{{Device: pattern(64)}}, HandshakeTimeout: timeout}
 	path := listen(t, s)
-	c := dial(t, path)
-	c.recv(helloLen)
-	c.closed()
+	through := connect(t, path, simple)
+	silent, talking := dial(t, path), dial(t, path)
+	silent.recv(helloLen)
 	// One that keeps talking does not get more time.
-	c = dial(t, path)
-	c.hello(handshakeFixed)
+	talking.hello(handshakeFixed)
 	for {
-		if _, err := c.nc.Write(appendOption(nil, optList, nil)); err != nil {
+		if _, err := talking.nc.Write(appendOption(nil, optList, nil)); err != nil {
 			break
 		}
-		if _, err := c.nc.Read(make([]byte, 100)); err != nil {
+		if _, err := talking.nc.Read(make([]byte, 100)); err != nil {
 			break
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+	silent.closed()
 	// One that is through may take its time.
-	c = connect(t, path, simple)
-	time.Sleep(100 * time.Millisecond)
-	c.check(pattern(64), 0, 64)
+	through.check(pattern(64), 0, 64)
 }
 
 // TestWriteTimeout: who does not read is disconnected; who reads slowly is not.
 func TestWriteTimeout(t *testing.T) {
 	t.Parallel()
+	const timeout, length, pieces = 2 * time.Second, 4 << 20, 32
 	dev := &counted{size: 1 << 40}
-	s := &Server{Exports: []Export{{Device: dev}}, WriteTimeout: time.Second}
+	s := &Server{Exports: []Export{{Device: dev}}, WriteTimeout: timeout}
 	path := listen(t, s)
 	c := connect(t, path, simple)
 	c.send(c.appendRequest(nil, request{Type: cmdRead, Length: MaxRead}))
 	slow := connect(t, path, simple)
-	slow.send(slow.appendRequest(nil, request{Type: cmdRead, Length: 4 << 20}))
+	slow.send(slow.appendRequest(nil, request{Type: cmdRead, Length: length}))
 	slow.recv(simpleReplyLen)
-	for range 32 { // in all, several times the timeout
-		slow.recv(4 << 20 / 32)
-		time.Sleep(60 * time.Millisecond)
+	for range pieces {
+		slow.recv(length / pieces)
+		time.Sleep(2 * timeout / pieces)
 	}
 	slow.check(make(mem, 512), 0, 512)
 	for deadline := time.Now().Add(hangs / 2); s.Stats().Conns == 2 && time.Now().Before(deadline); {
