@@ -83,20 +83,28 @@ func TestUmount(t *testing.T) {
 	s.gone()
 }
 
-// TestSigtermBusy: a mount in use is out of sight at once, and served until it
-// is not used any more.
-func TestSigtermBusy(t *testing.T) {
+// stoppedBusy is a server that was told to end while somebody has a file open,
+// and what is in that.
+func stoppedBusy(t *testing.T) (s *server, f *os.File, want []byte) {
+	t.Helper()
 	dir := mountpoint(t)
-	s := start(t, whole, "--mount", dir)
+	s = start(t, whole, "--mount", dir)
 	name, want := someFile(t, dir)
 	f, err := os.Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { f.Close() })
 	s.signal(syscall.SIGTERM)
 	await(t, "the mount goes", func() bool { _, err := os.Stat(name); return err != nil })
 	dropCaches(t)
+	return s, f, want
+}
+
+// TestSigtermBusy: a mount in use is out of sight at once, and served until it
+// is not used any more.
+func TestSigtermBusy(t *testing.T) {
+	s, f, want := stoppedBusy(t)
 	got := make([]byte, len(want))
 	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("read while it drains: %v", err)
@@ -108,20 +116,10 @@ func TestSigtermBusy(t *testing.T) {
 
 // TestSigtermTwice: the second signal does not wait.
 func TestSigtermTwice(t *testing.T) {
-	dir := mountpoint(t)
-	s := start(t, whole, "--mount", dir)
-	name, want := someFile(t, dir)
-	f, err := os.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	s.signal(syscall.SIGTERM)
-	await(t, "the mount goes", func() bool { _, err := os.Stat(name); return err != nil })
+	s, f, want := stoppedBusy(t)
 	await(t, "it says so", func() bool { return strings.Contains(s.stderr.String(), "in use") })
 	s.signal(syscall.SIGTERM)
 	s.ends(0)
-	dropCaches(t)
 	if _, err := f.ReadAt(make([]byte, len(want)), 0); err == nil {
 		t.Error("still read")
 	}
