@@ -27,6 +27,7 @@ func ExampleServer() {
 		return
 	}
 	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
 	ended := make(chan error)
 	go func() { ended <- s.Serve(ctx, l) }()
 
@@ -49,21 +50,10 @@ func ExampleServer() {
 	// 1 reads
 }
 
-// slow is a device whose reads end with their context: of a client that has gone
-// nobody waits for them.
-type slow struct{ size int64 }
-
-func (d slow) Size() int64 { return d.size }
-
-func (d slow) ReadAtContext(ctx context.Context, _ []byte, _ int64) (int, error) {
-	<-ctx.Done()
-	return 0, ctx.Err()
-}
-
 // One connection, from wherever it comes, without a listener.
 func ExampleServer_ServeConn() {
 	s := &nbd.Server{
-		Exports: []nbd.Export{{Device: slow{1 << 30}}},
+		Exports: []nbd.Export{{Device: text{strings.NewReader("Hello, disk!")}}},
 		Logf:    func(format string, args ...any) { fmt.Printf(format+"\n", args...) },
 	}
 	theirs, ours := net.Pipe()
@@ -72,6 +62,6 @@ func ExampleServer_ServeConn() {
 	err := s.ServeConn(context.Background(), ours)
 	fmt.Println(err)
 	// Output:
-	// client on pipe: unknown handshake flags 0x74686973
+	// client pipe: unknown handshake flags 0x74686973
 	// unknown handshake flags 0x74686973
 }
