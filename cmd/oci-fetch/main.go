@@ -98,6 +98,7 @@ func run(ctx context.Context, env *cli.Env) error {
 		return err
 	}
 	defer c.src.Close()
+	c.progress.Wait("asking for " + f.Ref)
 	return c.run(ctx)
 }
 
@@ -251,6 +252,7 @@ func (c *command) output(binary bool, write func(io.Writer) error) error {
 		}
 		return f.Commit()
 	case !binary:
+		c.progress.End() // stdout may be the same terminal
 		return write(c.env.Stdout)
 	}
 	w, err := c.env.BinaryStdout()
@@ -283,12 +285,12 @@ func (c *command) blob(ctx context.Context, w io.Writer, d ocispec.Descriptor, l
 	}
 	open := source.Ahead(ctx, c.src, []ocispec.Descriptor{d}, c.flags.Jobs)
 	defer open.Close()
+	c.progress.Start(label, d.Size)
 	r, err := open.Blob(ctx, d)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	c.progress.Start(label, d.Size)
 	var n int64
 	held := &holdback{w: w}
 	buf := make([]byte, 1<<18)
@@ -302,7 +304,7 @@ func (c *command) blob(ctx context.Context, w io.Writer, d ocispec.Descriptor, l
 			c.progress.Set(n)
 		}
 		if err == io.EOF {
-			c.verbosef("%s, %s", label, cli.Size(n))
+			c.passed(label, n)
 			return held.release()
 		}
 		if err != nil {
@@ -320,8 +322,16 @@ func (c *command) blobProgress(list []ocispec.Descriptor, what string) func(int,
 		}
 		c.progress.Set(n)
 		if n == size {
-			c.verbosef("%s, %s", label(what, i, len(list)), cli.Size(n))
+			c.passed(label(what, i, len(list)), n)
 		}
+	}
+}
+
+// passed ends a blob's bar or, where there are no bars, says so at -v.
+func (c *command) passed(label string, n int64) {
+	c.progress.End()
+	if !c.progress.Shown() {
+		c.verbosef("%s, %s", label, cli.Size(n))
 	}
 }
 

@@ -166,6 +166,7 @@ func (l *Layout) write(ctx context.Context, c *contents, blob BlobFunc, progress
 		if l.have[d.Digest] {
 			return nil
 		}
+		report(0)
 		r, err := blob(ctx, d)
 		if err != nil {
 			return err

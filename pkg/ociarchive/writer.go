@@ -27,8 +27,9 @@ type BlobFunc func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, er
 //
 // A config whose bytes img does not have is taken from blob, before the layers.
 //
-// progress, if not nil, is called while a layer passes, with the layer's place
-// (0 is the lowest) and the number of its bytes written so far.
+// progress, if not nil, is called before a layer is asked for and while it
+// passes, with the layer's place (0 is the lowest) and the number of its bytes
+// written so far.
 func WriteImage(ctx context.Context, w io.Writer, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) error {
 	return imageContents(img).writeTar(ctx, w, blob, progress)
 }
@@ -141,6 +142,7 @@ func (c *contents) writeTar(ctx context.Context, w io.Writer, blob BlobFunc, pro
 // writeBlob opens the blob before it writes the header: much of what can be
 // wrong with a blob shows there.
 func writeBlob(ctx context.Context, tw *tar.Writer, d ocispec.Descriptor, open BlobFunc, report func(int64)) error {
+	report(0)
 	r, err := open(ctx, d)
 	if err != nil {
 		return err
@@ -158,7 +160,6 @@ func writeBlob(ctx context.Context, tw *tar.Writer, d ocispec.Descriptor, open B
 
 // copyBlob copies to the end of r, which is where its verdict is.
 func copyBlob(w io.Writer, r io.Reader, report func(int64)) error {
-	report(0)
 	var n int64
 	buf := make([]byte, 1<<18)
 	for {
