@@ -9,11 +9,10 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
@@ -25,9 +24,9 @@ const maxTokenAnswer = 128 << 10
 // An authorizer keeps the Authorization header for one repository, and gets a
 // new one when the registry refuses it.
 type authorizer struct {
-	c     *client
-	scope string
-	sem   chan struct{} // held while a token is fetched: one at a time
+	c          *client
+	repository string
+	sem        chan struct{} // held while a token is fetched: one at a time
 
 	mu     sync.Mutex
 	header string
@@ -36,12 +35,12 @@ type authorizer struct {
 	// Guarded by sem.
 	asked   []challenge // what the registry wanted last
 	looked  time.Time   // when cred and credErr were looked up; zero: never
-	cred    auth.Credential
+	cred    credential
 	credErr error
 }
 
 func newAuthorizer(c *client, repository string) *authorizer {
-	return &authorizer{c: c, scope: auth.ScopeRepository(repository, auth.ActionPull), sem: make(chan struct{}, 1)}
+	return &authorizer{c: c, repository: repository, sem: make(chan struct{}, 1)}
 }
 
 // current is the header to send, "" if none has been needed so far.
@@ -113,11 +112,11 @@ func (a *authorizer) fetch(ctx context.Context, resp *http.Response) (string, er
 // what it gave may have changed. A look-up that was given up, because the
 // request that needed it was, counts for nothing: a helper may be slow, and
 // other requests live longer.
-func (a *authorizer) credential(ctx context.Context) (auth.Credential, error) {
+func (a *authorizer) credential(ctx context.Context) (credential, error) {
 	if a.looked.IsZero() || time.Since(a.looked) > a.c.o.CredentialLife {
 		cred, err := a.c.o.credential(ctx, a.c.ref, a.c.notify)
 		if ctx.Err() != nil {
-			return auth.EmptyCredential, context.Cause(ctx)
+			return credential{}, context.Cause(ctx)
 		}
 		a.looked, a.cred, a.credErr = time.Now(), cred, err
 		a.c.secrets.add(cred.Password, cred.RefreshToken, cred.AccessToken,
@@ -142,10 +141,7 @@ func (a *authorizer) bearer(ctx context.Context, params map[string]string) (stri
 	if err != nil {
 		return "", err
 	}
-	scopes := a.scope
-	if s := params["scope"]; s != "" {
-		scopes = strings.Join(auth.CleanScopes(append(strings.Fields(s), a.scope)), " ")
-	}
+	scopes := a.scopes(params["scope"])
 	req, err := tokenRequest(ctx, realm, params["service"], scopes, cred)
 	if err != nil {
 		return "", err
@@ -168,9 +164,22 @@ func (a *authorizer) bearer(ctx context.Context, params map[string]string) (stri
 	}
 }
 
+// scopes are what a token must be good for: what the registry asks for, and
+// reading the repository if that is not among it.
+func (a *authorizer) scopes(asked string) string {
+	list := strings.Fields(asked)
+	for _, s := range list {
+		actions, ours := strings.CutPrefix(s, "repository:"+a.repository+":")
+		if ours && slices.ContainsFunc(strings.Split(actions, ","), func(s string) bool { return s == "pull" || s == "*" }) {
+			return strings.Join(list, " ")
+		}
+	}
+	return strings.Join(append(list, "repository:"+a.repository+":pull"), " ")
+}
+
 // tokenRequest asks for a token as the distribution spec has it, with a GET; an
 // identity token is exchanged by the OAuth2 way, with a POST.
-func tokenRequest(ctx context.Context, realm *url.URL, service, scopes string, cred auth.Credential) (*http.Request, error) {
+func tokenRequest(ctx context.Context, realm *url.URL, service, scopes string, cred credential) (*http.Request, error) {
 	if cred.RefreshToken != "" {
 		form := url.Values{
 			"grant_type": {"refresh_token"}, "refresh_token": {cred.RefreshToken},

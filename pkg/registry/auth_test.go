@@ -111,6 +111,25 @@ func TestBearer(t *testing.T) {
 	}
 }
 
+// TestScopes: a token is asked for once for each thing that it must be good for.
+func TestScopes(t *testing.T) {
+	a := &authorizer{repository: "team/app"}
+	for asked, want := range map[string]string{
+		"":                               "repository:team/app:pull",
+		"repository:team/app:pull":       "repository:team/app:pull",
+		"repository:team/app:push,pull":  "repository:team/app:push,pull",
+		"repository:team/app:*":          "repository:team/app:*",
+		"repository:team/app:push":       "repository:team/app:push repository:team/app:pull",
+		"repository:team/app2:pull":      "repository:team/app2:pull repository:team/app:pull",
+		" registry:catalog:*  aws\t":     "registry:catalog:* aws repository:team/app:pull",
+		"repository:team/app:pull other": "repository:team/app:pull other",
+	} {
+		if got := a.scopes(asked); got != want {
+			t.Errorf("%q: %q, want %q", asked, got, want)
+		}
+	}
+}
+
 // TestTokenServerRefuses: whatever a token server refuses with, authentication
 // is what has failed, not the image that is missing.
 func TestTokenServerRefuses(t *testing.T) {

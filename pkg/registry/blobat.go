@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -137,8 +136,8 @@ func (b *BlobAt) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 }
 
 // ReadAtProgress is ReadAtContext for who can use the start of p before the
-// rest is there: arrived, unless it is nil, is told how much of p is good, now
-// and then, by the calling goroutine.
+// rest is there: arrived, unless it is nil, is told how much of p is good, after
+// each read of the connection, by the calling goroutine.
 func (b *BlobAt) ReadAtProgress(ctx context.Context, p []byte, off int64, arrived func(n int)) (int, error) {
 	if off < 0 {
 		return 0, fault.Usagef("%s: read at %d", b.what, off)
@@ -178,13 +177,6 @@ func (b *BlobAt) ReadAtProgress(ctx context.Context, p []byte, off int64, arrive
 	return done, atEnd
 }
 
-// Progress is told of after so many bytes or, where they are slow, after so
-// long.
-const (
-	arrivals    = 128 << 10
-	arrivalTime = 50 * time.Millisecond
-)
-
 // read sends one request and reads its answer, which may be shorter than p, but
 // is not empty unless there is an error.
 func (b *BlobAt) read(ctx context.Context, o *origin, p []byte, off int64, arrived func(n int)) (int, error) {
@@ -206,18 +198,13 @@ func (b *BlobAt) read(ctx context.Context, o *origin, p []byte, off int64, arriv
 	default:
 		return 0, b.noRanges()
 	}
-	n, told := 0, 0
-	for last := time.Now(); n < len(p) && err == nil; {
+	n := 0
+	for n < len(p) && err == nil {
 		var k int
-		k, err = resp.Body.Read(p[n:min(told+arrivals, len(p))])
-		n += k
-		if now := time.Now(); n-told == arrivals || now.Sub(last) >= arrivalTime {
+		k, err = resp.Body.Read(p[n:])
+		if n += k; k > 0 {
 			arrived(n)
-			told, last = n, now
 		}
-	}
-	if told < n {
-		arrived(n)
 	}
 	if n < len(p) {
 		if err == io.EOF {

@@ -13,8 +13,6 @@ import (
 	"slices"
 	"strings"
 
-	"oras.land/oras-go/v2/registry/remote/auth"
-
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
@@ -23,6 +21,14 @@ const hubKey = "https://index.docker.io/v1/"
 
 // maxAuthFile bounds a file of credentials.
 const maxAuthFile = 1 << 20
+
+// A credential is what somebody may have for a registry: a user and a password,
+// or one of docker's two kinds of token.
+type credential struct {
+	Username, Password string
+	RefreshToken       string // "identity token": a token server exchanges it
+	AccessToken        string // "registry token": is sent as it is
+}
 
 // authFile is docker's config.json, and podman's auth.json with it.
 type authFile struct {
@@ -40,9 +46,9 @@ type authFile struct {
 
 // credential finds the credential for a repository: the one given, else the
 // first one that the files have. An empty credential is no error.
-func (o *Options) credential(ctx context.Context, ref Reference, notify func(string, ...any)) (auth.Credential, error) {
+func (o *Options) credential(ctx context.Context, ref Reference, notify func(string, ...any)) (credential, error) {
 	if o.Username != "" {
-		return auth.Credential{Username: o.Username, Password: o.Password}, nil
+		return credential{Username: o.Username, Password: o.Password}, nil
 	}
 	files, must := authFiles(o.AuthFile)
 	for _, name := range files {
@@ -51,14 +57,14 @@ func (o *Options) credential(ctx context.Context, ref Reference, notify func(str
 			if !must && errors.Is(err, os.ErrNotExist) {
 				continue
 			}
-			return auth.EmptyCredential, err
+			return credential{}, err
 		}
 		cred, err := f.lookup(ctx, ref, notify)
-		if err != nil || cred != auth.EmptyCredential {
+		if err != nil || cred != (credential{}) {
 			return cred, err
 		}
 	}
-	return auth.EmptyCredential, nil
+	return credential{}, nil
 }
 
 // authFiles is where credentials may be, in order; must says that the file was
@@ -124,7 +130,7 @@ func parseAuthFile(b []byte, name string) (*authFile, error) {
 
 // lookup asks the helper for the registry, then the store for all, then the
 // file itself.
-func (f *authFile) lookup(ctx context.Context, ref Reference, notify func(string, ...any)) (auth.Credential, error) {
+func (f *authFile) lookup(ctx context.Context, ref Reference, notify func(string, ...any)) (credential, error) {
 	server := ref.Domain
 	if server == "docker.io" {
 		server = hubKey
@@ -134,7 +140,7 @@ func (f *authFile) lookup(ctx context.Context, ref Reference, notify func(string
 			continue
 		}
 		if strings.ContainsAny(helper, `/\`) {
-			return auth.EmptyCredential, fmt.Errorf("%s: credential helper with a path for a name: %w", f.name, fault.ErrUnauthorized)
+			return credential{}, fmt.Errorf("%s: credential helper with a path for a name: %w", f.name, fault.ErrUnauthorized)
 		}
 		limited, cancel := context.WithTimeoutCause(ctx, helperTime, fmt.Errorf("no answer in %s", helperTime))
 		cred, err := askHelper(limited, helper, server, notify)
@@ -144,7 +150,7 @@ func (f *authFile) lookup(ctx context.Context, ref Reference, notify func(string
 			notify("docker-credential-%s, which %s names, gave no credential for %s: %v", helper, f.name, ref.Domain, err)
 			continue
 		}
-		if cred != auth.EmptyCredential {
+		if cred != (credential{}) {
 			return cred, nil
 		}
 	}
@@ -169,7 +175,7 @@ func (f *authFile) helper(domain string) string {
 // entry finds the entry of auths that is the most specific: podman's keys may
 // name a repository or a part of its path, docker's are hosts, with or without
 // a scheme.
-func (f *authFile) entry(ref Reference) (auth.Credential, error) {
+func (f *authFile) entry(ref Reference) (credential, error) {
 	for want := ref.Domain + "/" + ref.Repository; want != "."; want = pathDir(want) {
 		var keys []string
 		for k := range f.Auths {
@@ -187,20 +193,20 @@ func (f *authFile) entry(ref Reference) (auth.Credential, error) {
 			key = want
 		}
 		e := f.Auths[key]
-		cred := auth.Credential{Username: e.Username, Password: e.Password, RefreshToken: e.IdentityToken, AccessToken: e.RegistryToken}
+		cred := credential{Username: e.Username, Password: e.Password, RefreshToken: e.IdentityToken, AccessToken: e.RegistryToken}
 		if e.Auth != "" {
 			b, err := base64.StdEncoding.DecodeString(e.Auth)
 			user, password, ok := strings.Cut(string(b), ":")
 			if err != nil || !ok {
-				return auth.EmptyCredential, fmt.Errorf("%s: the entry for %s is damaged: %w", f.name, key, fault.ErrUnauthorized)
+				return credential{}, fmt.Errorf("%s: the entry for %s is damaged: %w", f.name, key, fault.ErrUnauthorized)
 			}
 			cred.Username, cred.Password = user, strings.TrimRight(password, "\x00")
 		}
-		if cred != auth.EmptyCredential {
+		if cred != (credential{}) {
 			return cred, nil
 		}
 	}
-	return auth.EmptyCredential, nil
+	return credential{}, nil
 }
 
 // pathDir is the path without its last part, "." if it has only one.

@@ -13,17 +13,15 @@ import (
 	"testing"
 	"time"
 
-	"oras.land/oras-go/v2/registry/remote/auth"
-
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
 func TestAuthFile(t *testing.T) {
 	b64 := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
-	full := auth.Credential{Username: user, Password: password}
+	full := credential{Username: user, Password: password}
 	for _, tt := range []struct {
 		name, file, ref string
-		want            auth.Credential
+		want            credential
 		bad             bool
 	}{
 		{name: "docker", file: `{"auths":{"reg.io":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b", want: full},
@@ -36,8 +34,8 @@ func TestAuthFile(t *testing.T) {
 		{name: "another namespace", file: `{"auths":{"reg.io/c":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b"},
 		{name: "part of a name", file: `{"auths":{"reg.io/a":{"auth":"` + b64 + `"}}}`, ref: "reg.io/ab/c"},
 		{name: "plain fields", file: `{"auths":{"reg.io":{"username":"` + user + `","password":"` + password + `"}}}`, ref: "reg.io/a", want: full},
-		{name: "identity", file: `{"auths":{"reg.io":{"identitytoken":"i"}}}`, ref: "reg.io/a", want: auth.Credential{RefreshToken: "i"}},
-		{name: "registry token", file: `{"auths":{"reg.io":{"registrytoken":"r"}}}`, ref: "reg.io/a", want: auth.Credential{AccessToken: "r"}},
+		{name: "identity", file: `{"auths":{"reg.io":{"identitytoken":"i"}}}`, ref: "reg.io/a", want: credential{RefreshToken: "i"}},
+		{name: "registry token", file: `{"auths":{"reg.io":{"registrytoken":"r"}}}`, ref: "reg.io/a", want: credential{AccessToken: "r"}},
 		{name: "empty file", file: "\n", ref: "reg.io/a"},
 		{name: "empty entry", file: `{"auths":{"reg.io":{}}}`, ref: "reg.io/a"},
 		{name: "not JSON", file: `{"auths":{"reg.io":"hunter2`, ref: "reg.io/a", bad: true},
@@ -127,7 +125,7 @@ esac
 	}
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	file := authFileOf(t, `{"credHelpers":{"reg.io":"test","none.io":"no-such"},"credsStore":"test","auths":{"other.io":{"username":"a","password":"b"}}}`)
-	for ref, want := range map[string]auth.Credential{
+	for ref, want := range map[string]credential{
 		"reg.io/a":     {Username: user, Password: password},
 		"token.io/a":   {RefreshToken: identity},
 		"golang":       {Username: "hub", Password: "x"},
@@ -151,7 +149,7 @@ esac
 		}
 		noSecret(t, said)
 		// That there is no credential is not worth a word.
-		if fails := want == (auth.Credential{}) && ref != "absent.io/a"; fails != (said != "") && ref != "other.io/a" {
+		if fails := want == (credential{}) && ref != "absent.io/a"; fails != (said != "") && ref != "other.io/a" {
 			t.Errorf("%s: said %q", ref, said)
 		}
 	}

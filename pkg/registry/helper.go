@@ -8,8 +8,6 @@ import (
 	"os/exec"
 	"strings"
 	"time"
-
-	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
 // Bounds on a credential helper, which is any program that a file names.
@@ -24,7 +22,7 @@ var errHelperAnswer = errors.New("its answer is no credential")
 
 // askHelper runs docker-credential-NAME for a server's credential. The empty one
 // is what a helper gives that has none.
-func askHelper(ctx context.Context, name, server string, notify func(string, ...any)) (auth.Credential, error) {
+func askHelper(ctx context.Context, name, server string, notify func(string, ...any)) (credential, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	program := "docker-credential-" + name
@@ -39,20 +37,20 @@ func askHelper(ctx context.Context, name, server string, notify func(string, ...
 	err := cmd.Run()
 	switch {
 	case ctx.Err() != nil:
-		return auth.EmptyCredential, context.Cause(ctx)
+		return credential{}, context.Cause(ctx)
 	case err != nil && strings.Contains(string(out.b), "credentials not found"):
-		return auth.EmptyCredential, nil
+		return credential{}, nil
 	case err != nil:
-		return auth.EmptyCredential, err
+		return credential{}, err
 	}
 	var answer struct{ Username, Secret string }
 	if json.Unmarshal(out.b, &answer) != nil {
-		return auth.EmptyCredential, errHelperAnswer
+		return credential{}, errHelperAnswer
 	}
 	if answer.Username == "<token>" {
-		return auth.Credential{RefreshToken: answer.Secret}, nil
+		return credential{RefreshToken: answer.Secret}, nil
 	}
-	return auth.Credential{Username: answer.Username, Password: answer.Secret}, nil
+	return credential{Username: answer.Username, Password: answer.Secret}, nil
 }
 
 // helperAnswer keeps as much as an answer may have. It is no bytes.Buffer,
