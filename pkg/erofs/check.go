@@ -306,6 +306,10 @@ func (c *checker) inode(ino *inode, at *pathNode) {
 	if ino.nsec >= 1e9 {
 		c.problem(RuleInode, ino.Nid, at, "a time with %d nanoseconds", ino.nsec)
 	}
+	// The bit came with the feature: Linux before 6.15 refuses it.
+	if ino.format&ondisk.FormatNlink1 != 0 && !c.f.has(ondisk.Incompat48Bit) {
+		c.problem(RuleInode, ino.Nid, at, "format %#x without the 48BIT feature", ino.format)
+	}
 	c.xattrs(ino, at)
 	if ino.hasData() && ino.Size > 0 {
 		c.contents(ino, at)
@@ -324,7 +328,11 @@ func (c *checker) xattrs(ino *inode, at *pathNode) {
 		c.problem(RuleXattr, ino.Nid, at, "%v", err)
 		return
 	}
-	if ino.XattrSize == 0 {
+	switch ino.XattrSize {
+	case 0:
+		return
+	case ondisk.XattrHeaderSize:
+		c.problem(RuleXattr, ino.Nid, at, "a header without attributes, which Linux does not take")
 		return
 	}
 	b, err := ino.space.read(ino.Offset+ino.isize, ondisk.XattrHeaderSize)

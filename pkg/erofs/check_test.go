@@ -165,6 +165,28 @@ func TestCheckRules(t *testing.T) {
 	}
 }
 
+// TestCheckAsLinux: what Linux refuses and this package reads is reported.
+func TestCheckAsLinux(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		rule   erofs.Rule
+		damage func(*damage)
+	}{
+		{"a format bit of the 48BIT feature", erofs.RuleInode, func(d *damage) { d.img[d.inode("etc/empty")] |= ondisk.FormatNlink1 }},
+		{"an xattr header alone", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
+	} {
+		img := buildImage(t, erofs.WriterOptions{}, erofs.Final{}, sampleEntries())
+		d := &damage{t, img, openImage(t, img)}
+		c.damage(d)
+		resum(d.img)
+		reported := false
+		openImage(t, d.img).Check(t.Context(), erofs.CheckOptions{}, func(p erofs.Problem) { reported = reported || p.Rule == c.rule })
+		if !reported {
+			t.Errorf("%s: not reported", c.name)
+		}
+	}
+}
+
 // TestCheckSound: an image of our own writer, with all block sizes, breaks no
 // rule.
 func TestCheckSound(t *testing.T) {
