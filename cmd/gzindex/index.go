@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -57,8 +58,11 @@ func (c *command) index(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		if tee != nil && tee.failed {
+		switch {
+		case tee != nil && tee.failed:
 			return err // of the output, which says so itself
+		case errors.Is(err, zinfo.ErrTooLarge) && c.flags.PerMember:
+			err = errors.New("the members are too many for a checkpoint at each: leave out --per-member")
 		}
 		return fmt.Errorf("%s: %w", c.name(), err)
 	}

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -176,64 +175,6 @@ func scriptPoints(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("no points in %s", args[0])
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), out, 0o666))
-}
-
-// repeat gives the same bytes times times over.
-type repeat struct {
-	b     []byte
-	off   int
-	times int
-}
-
-func (r *repeat) Read(p []byte) (n int, err error) {
-	for n < len(p) && r.times > 0 {
-		k := copy(p[n:], r.b[r.off:])
-		n += k
-		if r.off += k; r.off == len(r.b) {
-			r.off = 0
-			r.times--
-		}
-	}
-	if n == 0 {
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-// Memory does not grow with the input, but for the windows: 32 KiB in 4 MiB.
-func TestMemory(t *testing.T) {
-	const members, limit = 200, 32 << 10 // of 2 MiB; KiB
-	var buf bytes.Buffer
-	w := gzip.NewWriter(&buf)
-	w.Write(sample(2 << 20))
-	w.Close()
-	cmd := exec.Command("gzindex")
-	cmd.Path, _ = os.Executable()
-	status := filepath.Join(t.TempDir(), "status")
-	cmd.Env = append(os.Environ(), "GZINDEX_TEST_MAIN=1", "GZINDEX_TEST_STATUS="+status)
-	cmd.Stdin = &repeat{b: buf.Bytes(), times: members}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%v: %s", err, stderr.Bytes())
-	}
-	if want := 2 * members / 6 * 32785; len(out) < want {
-		t.Errorf("an index of %d bytes, want %d at least", len(out), want)
-	}
-	lines, _ := os.ReadFile(status)
-	_, hwm, ok := strings.Cut(string(lines), "VmHWM:")
-	if !ok {
-		t.Skip("this system does not say how much memory a process took")
-	}
-	var kib int
-	if _, err := fmt.Sscan(hwm, &kib); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%d MiB of data: %d KiB of memory", 2*members, kib)
-	if kib > limit {
-		t.Errorf("took %d KiB of memory, more than %d", kib, limit)
-	}
 }
 
 // A seek section is at most a tenth of a zinfo, of a layer as there are many.
