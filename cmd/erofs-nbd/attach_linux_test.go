@@ -69,6 +69,28 @@ func TestNothingAttached(t *testing.T) {
 	}
 }
 
+// TestUnreadableState: a state that cannot be read is told of, and goes when one
+// insists.
+func TestUnreadableState(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "nbd7.json")
+	if err := os.WriteFile(name, []byte(`{"version": 99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := invoke(t, "--list", "--state-dir", dir)
+	if code != 0 || strings.Count(stdout, "\n") != 1 || !strings.Contains(stderr, "version 99") {
+		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+	}
+	mustRefuse(t, "reattach", cli.ExitFailed, "version 99", "--reattach", "nbd7", "--state-dir", dir)
+	mustRefuse(t, "detach", cli.ExitFailed, "--force", "--detach", "nbd7", "--state-dir", dir)
+	if code, _, stderr := invoke(t, "--detach", "nbd7", "--force", "--state-dir", dir); code != 0 || stderr != "" {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
+	if _, err := os.Stat(name); err == nil {
+		t.Error("it is still there")
+	}
+}
+
 // TestSaved: a server's flags survive in its state, all but what is for the
 // attaching alone, and no path depends on the directory.
 func TestSaved(t *testing.T) {

@@ -166,11 +166,14 @@ func (f *flags) detach() error {
 	}
 	dir := nbddev.StateDir(f.StateDir)
 	e, err := dir.Look(index)
-	if err == nil && e.Err != nil {
-		err = e.Err
-	}
 	if err != nil {
 		return err
+	}
+	if e.Err != nil {
+		if f.Force {
+			return dir.Discard(index)
+		}
+		return fmt.Errorf("%w (--force forgets it; the device stays as it is)", e.Err)
 	}
 	if e.Stale {
 		err = f.unmountDead(e.State)

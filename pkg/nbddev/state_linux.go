@@ -146,7 +146,8 @@ func (s *StateFile) Remove() error {
 }
 
 // open opens a file and tries to get its lock; live means that somebody has it.
-func (d StateDir) open(index int) (f *os.File, live bool, err error) {
+// One who only looks does not keep it: others would take him for a server.
+func (d StateDir) open(index int, keep bool) (f *os.File, live bool, err error) {
 	unlock, err := d.lock()
 	if err != nil {
 		return nil, false, err
@@ -160,7 +161,11 @@ func (d StateDir) open(index int) (f *os.File, live bool, err error) {
 		return nil, false, err
 	}
 	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if live = err == unix.EWOULDBLOCK; err != nil && !live {
+	live = err == unix.EWOULDBLOCK
+	if err == nil && !keep {
+		err = flock(f, unix.LOCK_UN)
+	}
+	if err != nil && !live {
 		f.Close()
 		return nil, false, err
 	}
@@ -207,7 +212,7 @@ func (s *State) Config() Config {
 // Take gets the state of a device whose server has died, and its lock. The
 // error is ErrLive if the server is alive.
 func (d StateDir) Take(index int) (*StateFile, *State, error) {
-	f, live, err := d.open(index)
+	f, live, err := d.open(index, true)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -227,6 +232,20 @@ func (d StateDir) Take(index int) (*StateFile, *State, error) {
 	return &StateFile{d, d.path(index), f}, s, nil
 }
 
+// Discard removes the state of a device whose server has died, whatever is in
+// it. The error is ErrLive if the server is alive.
+func (d StateDir) Discard(index int) error {
+	f, live, err := d.open(index, true)
+	if err != nil {
+		return err
+	}
+	if live {
+		f.Close()
+		return fmt.Errorf("%s: %w", Path(index), ErrLive)
+	}
+	return (&StateFile{d, d.path(index), f}).Remove()
+}
+
 // An Entry is what is known of one device.
 type Entry struct {
 	*State
@@ -240,7 +259,7 @@ type Entry struct {
 // Look tells what is known of one device.
 func (d StateDir) Look(index int) (Entry, error) {
 	e := Entry{Index: index}
-	f, live, err := d.open(index)
+	f, live, err := d.open(index, false)
 	if err != nil {
 		return e, err
 	}

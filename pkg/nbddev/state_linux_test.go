@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -118,6 +119,47 @@ func TestStateOfTheDead(t *testing.T) {
 	f.Close()
 }
 
+// TestLookers: those who look at a dead server's state do not keep others from
+// taking it.
+func TestLookers(t *testing.T) {
+	dir := StateDir(t.TempDir())
+	f, err := dir.Write(aState())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.Discard(noDevice); !errors.Is(err, ErrLive) {
+		t.Errorf("discarded in its life: %v", err)
+	}
+	f.Close()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if all, err := dir.List(); err != nil || len(all) != 1 {
+					t.Errorf("%+v, %v", all, err)
+					return
+				}
+			}
+		})
+	}
+	for range 200 {
+		f, _, err := dir.Take(noDevice)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		f.Close()
+	}
+	close(done)
+	wg.Wait()
+}
+
 func TestBadState(t *testing.T) {
 	good, err := json.Marshal(aState())
 	if err != nil {
@@ -155,6 +197,12 @@ func TestBadState(t *testing.T) {
 		}
 		if all, err := dir.List(); err != nil || len(all) != 1 || !errors.Is(all[0].Err, tt.kind) {
 			t.Errorf("%s: listed as %+v, %v", name, all, err)
+		}
+		if err := dir.Discard(noDevice); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if left, _ := os.ReadDir(string(dir)); len(left) != 0 {
+			t.Errorf("%s: left: %v", name, left)
 		}
 	}
 	dir := StateDir(t.TempDir())
