@@ -47,6 +47,14 @@ func TestOthersRead(t *testing.T) {
 		// A copy looks at each layer.
 		interop.Run(t, skopeo, "--insecure-policy", "copy", "--quiet", from, "oci:"+at("copy")+":x")
 	}
+	// As docker's own archive it has the same image.
+	fetch(t, "--plain-http", "--docker", "-o", at("docker.tar"), ref)
+	for _, from := range []string{"docker-archive:" + at("docker.tar"), "docker-archive:" + at("docker.tar") + ":" + ref, "oci-archive:" + at("docker.tar") + ":v1"} {
+		if config := interop.Run(t, skopeo, "inspect", "--raw", "--config", from); !bytes.Equal(config, fetch(t, "--config", im.Ref())) {
+			t.Errorf("skopeo reads another config from %s:\n%s", from, config)
+		}
+		interop.Run(t, skopeo, "--insecure-policy", "copy", "--quiet", from, "oci:"+at("copy")+":docker")
+	}
 	// Images are added to the layouts of others, and theirs to ours.
 	interop.Run(t, skopeo, "--insecure-policy", "copy", "--quiet", "--preserve-digests", "oci:"+at("layout")+":v1", "oci:"+at("layout")+":theirs")
 	fetch(t, "--plain-http", "-o", "oci:"+at("copy")+":ours", ref)

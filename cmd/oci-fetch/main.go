@@ -28,6 +28,7 @@ containerd have them.
 
   oci-fetch --list golang:1.26                          what there is to fetch
   oci-fetch -o golang.tar golang:1.26                   for skopeo, podman load, ctr
+  oci-fetch --docker golang:1.26 | docker load
   oci-fetch -o oci:images golang:1.26                   added to a layout, what it lacks
   oci-fetch --platform linux/arm64 --digest golang:1.26
   oci-fetch --layer 1 golang:1.26 | gzindex > l1.zinfo
@@ -45,6 +46,7 @@ type flags struct {
 	JSON     bool   `name:"json" help:"List as JSON."`
 
 	AllPlatforms bool   `help:"Take the images for all platforms, in one archive."`
+	Docker       bool   `help:"Make the archive one for docker load as well, with a manifest.json."`
 	Referrers    bool   `xor:"what" help:"List what is attached to the image: indexes, signatures."`
 	ArtifactType string `placeholder:"TYPE" help:"Only such referrers."`
 
@@ -69,6 +71,8 @@ func run(ctx context.Context, env *cli.Env) error {
 		return cli.Usagef("--json goes with --list or --referrers")
 	case f.ArtifactType != "" && !f.Referrers:
 		return cli.Usagef("--artifact-type goes with --referrers")
+	case f.Docker && (f.AllPlatforms || f.Layer != nil || f.Blob != "" || f.Manifest || f.Config || f.List || f.Digest || f.Referrers || strings.HasPrefix(f.Output, "oci:")):
+		return cli.Usagef("--docker goes with one image, as an archive")
 	case f.AllPlatforms && (f.Platform != "" || f.Layer != nil || f.Blob != "" || f.Config || f.Referrers):
 		return cli.Usagef("--all-platforms: what else is asked for is one platform's")
 	}
@@ -168,11 +172,13 @@ func (c *command) run(ctx context.Context) error {
 			return l.WriteImage(ctx, img, blob, progress)
 		})
 	}
+	write := ociarchive.WriteImage
+	if f.Docker {
+		write = ociarchive.WriteDocker
+	}
 	open := source.Ahead(ctx, c.src, blobs, f.Jobs)
 	defer open.Close()
-	return c.output(true, func(w io.Writer) error {
-		return ociarchive.WriteImage(ctx, w, img, open.Blob, progress)
-	})
+	return c.output(true, func(w io.Writer) error { return write(ctx, w, img, open.Blob, progress) })
 }
 
 // runAll is run for the images of all platforms.

@@ -198,6 +198,30 @@ func TestWriteOrder(t *testing.T) {
 	wantLayers(t, "file", file(t, b), ReaderOptions{}, layerA, layerB, layerA, layerC)
 }
 
+// TestWriteDocker: an archive for docker is one with its OCI files and without.
+func TestWriteDocker(t *testing.T) {
+	ti := newImage(layerA, layerB, layerA)
+	ti.FullName = "reg.io:5000/team/app:v2"
+	var buf bytes.Buffer
+	if err := WriteDocker(t.Context(), &buf, ti.Image, ti.open, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantLayers(t, "both", pipe(buf.Bytes()), ReaderOptions{}, layerA, layerB, layerA)
+	var list []entry
+	for _, e := range entries(t, buf.Bytes()) {
+		if e.name != "oci-layout" && e.name != "index.json" {
+			list = append(list, e)
+		}
+	}
+	b := tarOf(t, list...)
+	wantLayers(t, "pipe", pipe(b), ReaderOptions{}, layerA, layerB, layerA)
+	wantLayers(t, "file", file(t, b), ReaderOptions{Tag: "v2"}, layerA, layerB, layerA)
+	ti.Config.MediaType = ocispec.MediaTypeEmptyJSON
+	if err := WriteDocker(t.Context(), io.Discard, ti.Image, ti.open, nil); !errors.Is(err, fault.ErrUnsupported) {
+		t.Errorf("an artifact: %v", err)
+	}
+}
+
 // TestWriteConfigLater: a config that was not fetched before comes out of the
 // blobs, to the same archive.
 func TestWriteConfigLater(t *testing.T) {

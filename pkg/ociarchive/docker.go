@@ -2,6 +2,7 @@ package ociarchive
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,6 +22,29 @@ type dockerImage struct {
 	Config   string
 	RepoTags []string
 	Layers   []string
+}
+
+// WriteDocker is WriteImage with a manifest.json besides, behind index.json:
+// docker load knows nothing else unless containerd keeps its images. What is no
+// image to run is refused.
+func WriteDocker(ctx context.Context, w io.Writer, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) error {
+	if t := img.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != ociimage.MediaTypeDockerConfig {
+		return fmt.Errorf("docker runs no %s: %w", t, fault.ErrUnsupported)
+	}
+	// It knows layers by the digests in the config, and decompresses what it reads.
+	d := dockerImage{Config: ociimage.BlobPath(img.Config.Digest), Layers: []string{}}
+	if img.FullName != "" {
+		d.RepoTags = []string{img.FullName}
+	}
+	for _, l := range img.Layers {
+		d.Layers = append(d.Layers, ociimage.BlobPath(l.Digest))
+	}
+	c := imageContents(img)
+	var err error
+	if c.docker, err = json.Marshal([]dockerImage{d}); err != nil {
+		return err
+	}
+	return c.writeTar(ctx, w, blob, progress)
 }
 
 // resolveDocker makes an image of an archive that has no OCI index. Such

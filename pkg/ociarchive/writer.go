@@ -43,9 +43,10 @@ func WriteSet(ctx context.Context, w io.Writer, set *ociimage.Set, blob BlobFunc
 
 // contents is what goes into an archive or a layout, in order.
 type contents struct {
-	entry ocispec.Descriptor // of index.json
-	small []smallBlob        // manifests, and a config if its bytes are known
-	blobs []part             // each digest once
+	entry  ocispec.Descriptor // of index.json
+	docker []byte             // manifest.json; nil: none
+	small  []smallBlob        // manifests, and a config if its bytes are known
+	blobs  []part             // each digest once
 }
 
 type smallBlob struct {
@@ -126,6 +127,11 @@ func (c *contents) writeTar(ctx context.Context, w io.Writer, blob BlobFunc, pro
 	}
 	if err := file(ocispec.ImageIndexFile, index); err != nil {
 		return err
+	}
+	if c.docker != nil {
+		if err := file(dockerManifest, c.docker); err != nil {
+			return err
+		}
 	}
 	for _, m := range c.small {
 		if err := file(ociimage.BlobPath(m.d.Digest), m.data); err != nil {
