@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -143,7 +144,7 @@ func (c *caching) start(ctx context.Context, d *disk.Disk) {
 		var err error
 		switch {
 		case c.gentle:
-			err = d.Fill(ctx, c.memory)
+			err = c.fill(ctx, d)
 		case len(c.list) > 0:
 			err = d.Warm(ctx, c.list, c.memory)
 		}
@@ -151,6 +152,28 @@ func (c *caching) start(ctx context.Context, d *disk.Disk) {
 			c.log.printf("prefetch: %v", err)
 		}
 	})
+}
+
+// A registry that is gone comes back: after this time filling is tried again,
+// and after twice as long each time it fails.
+var fillAgain = time.Minute
+
+const maxFillAgain = 16 * time.Minute
+
+// fill fills the cache until all is there.
+func (c *caching) fill(ctx context.Context, d *disk.Disk) error {
+	for wait := fillAgain; ; wait = min(2*wait, maxFillAgain) {
+		err := d.Fill(ctx, c.memory)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		c.log.printf("prefetch: %v; again in %v", err, wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // stop ends prefetching. The layers may be closed then.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,17 +66,47 @@ func TestCacheDir(t *testing.T) {
 	reg.ClearFaults()
 	f.same(t, readAll(t, s.uri))
 	s.stop()
-	var size int64
-	for _, name := range cacheFiles(t, small) {
+	if size := cacheSize(t, small); size == 0 || size > 1<<20 {
+		t.Errorf("%d bytes in a cache of 1 MiB", size)
+	}
+}
+
+// TestCacheDirShared: two servers with a directory that is too small for either,
+// at the same time.
+func TestCacheDirShared(t *testing.T) {
+	f := newFixture(t)
+	_, ref := serveLayout(t, f.im.Dir)
+	dir := t.TempDir()
+	args := f.lazyArgs(ref, "--cache-dir", dir, "--cache-dir-size", "1MiB", "--cache-size", "0")
+	servers := []*server{start(t, args...), start(t, args...)}
+	var wg sync.WaitGroup
+	for _, s := range servers {
+		for range 2 {
+			wg.Go(func() { f.same(t, readAll(t, s.uri)) })
+		}
+	}
+	wg.Wait()
+	for _, s := range servers {
+		if code := s.stop(); code != 0 || s.stderr.String() != "" {
+			t.Errorf("exit code %d, stderr: %s", code, s.stderr)
+		}
+	}
+	if size := cacheSize(t, dir); size == 0 || size > 1<<20 {
+		t.Errorf("%d bytes in a cache of 1 MiB", size)
+	}
+}
+
+// cacheSize is what the spans in a cache directory take, in bytes.
+func cacheSize(t *testing.T, dir string) (size int64) {
+	t.Helper()
+	for _, name := range cacheFiles(t, dir) {
 		st, err := os.Stat(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		size += st.Size()
 	}
-	if size == 0 || size > 1<<20 {
-		t.Errorf("%d bytes in a cache of 1 MiB", size)
-	}
+	return size
 }
 
 // TestCacheDirUseless is row 13 of the faults that a server must survive: torn
@@ -335,6 +366,46 @@ func TestPrefetchAll(t *testing.T) {
 	}
 	if code := s.stop(); code != 0 {
 		t.Errorf("stopped in the middle: exit code %d, %s", code, s.stderr)
+	}
+}
+
+// TestPrefetchAgain: a registry that is gone ends prefetching for a while only.
+func TestPrefetchAgain(t *testing.T) {
+	defer func(d time.Duration) { fillAgain = d }(fillAgain)
+	fillAgain = 20 * time.Millisecond
+	f := newFixture(t)
+	reg, ref := serveLayout(t, f.im.Dir)
+	gone := reg.Inject(&testregistry.Fault{Match: func(r *http.Request) bool { return r.Header.Get("Range") != "bytes=0-0" && testregistry.Blobs(r) }, Serve: testregistry.Status(http.StatusForbidden)})
+	s := start(t, f.lazyArgs(ref, "--prefetch=all", "--cache-dir", t.TempDir())...)
+	eventually(t, func() bool { return strings.Contains(s.stderr.String(), "again in") }, s.stderr.String)
+	if gone.Delivered() == 0 {
+		t.Error("no request failed")
+	}
+	reg.Reset()
+	reg.ClearFaults()
+	var blobs int64
+	for _, l := range f.im.Layers {
+		blobs += l.Size
+	}
+	settle(t, reg, blobs)
+	reg.Reset()
+	f.same(t, readAll(t, s.uri))
+	if n := len(reg.Requests()); n != 0 {
+		t.Errorf("%d requests after all", n)
+	}
+	s.stop()
+}
+
+// TestRecordNothing: a list of nothing is one.
+func TestRecordNothing(t *testing.T) {
+	f := newFixture(t)
+	_, ref := serveLayout(t, f.im.Dir)
+	list := filepath.Join(t.TempDir(), "list")
+	for _, args := range [][]string{{"--record", list}, {"--prefetch=recorded", "--recorded", list}} {
+		s := start(t, f.lazyArgs(ref, args...)...)
+		if code := s.stop(); code != 0 || s.stderr.String() != "" {
+			t.Errorf("%v: exit code %d, %s", args, code, s.stderr)
+		}
 	}
 }
 

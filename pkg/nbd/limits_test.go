@@ -278,13 +278,21 @@ func TestShutdownDrains(t *testing.T) {
 	idle := connect(t, l.Addr().String(), simple)
 	early := dial(t, l.Addr().String())
 	early.recv(helloLen)
+	haggling := dial(t, l.Addr().String()) // half an option
+	haggling.hello(handshakeFixed)
+	haggling.send(appendOption(nil, optGo, infoData(""))[:optionLen+2])
+	half := connect(t, l.Addr().String(), simple)
+	half.send(half.appendRequest(nil, request{Type: cmdRead, Length: 512})[:10])
+	unpaid := connect(t, l.Addr().String(), simple) // half a payload
+	unpaid.send(append(unpaid.appendRequest(nil, request{Type: cmdWrite, Length: 512}), 1, 2, 3))
 	for i := range uint64(3) {
 		c.send(c.appendRequest(nil, request{Type: cmdRead, Cookie: i, Offset: i * 512, Length: 512}))
 		<-g.begun
 	}
 	cancel()
-	idle.closed()
-	early.closed()
+	for _, c := range []*client{idle, early, haggling, half, unpaid} {
+		c.closed()
+	}
 	select {
 	case err := <-done:
 		t.Fatalf("ended early: %v", err)
