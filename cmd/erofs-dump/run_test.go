@@ -31,22 +31,6 @@ func golden(name string) string {
 	return filepath.Join("..", "..", "pkg", "erofs", "testdata", "golden", name+".erofs")
 }
 
-// oneLayer is a build.Layers of one archive.
-type oneLayer struct {
-	r    io.Reader
-	done bool
-}
-
-func (l *oneLayer) Len() int { return 1 }
-
-func (l *oneLayer) Next() (*build.Layer, error) {
-	if l.done {
-		return nil, io.EOF
-	}
-	l.done = true
-	return &build.Layer{Name: "layer", Blob: l.r}, nil
-}
-
 // makeImage builds an image of an archive and returns its path.
 func makeImage(t *testing.T, archive []byte, o build.Options) string {
 	t.Helper()
@@ -61,7 +45,7 @@ func makeImage(t *testing.T, archive []byte, o build.Options) string {
 		t.Fatal(err)
 	}
 	defer tails.Close()
-	if _, err := build.Image(context.Background(), out, tails, &oneLayer{r: bytes.NewReader(archive)}, o); err != nil {
+	if _, err := build.Image(context.Background(), out, tails, build.List(&build.Layer{Name: "layer", Blob: bytes.NewReader(archive)}), o); err != nil {
 		t.Fatal(err)
 	}
 	return out.Name()

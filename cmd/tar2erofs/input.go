@@ -52,7 +52,7 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 				return nil, cli.Usagef("stdin among several layers: name them all")
 			}
 		}
-		in.Layers = &files{env: env, names: names, in: in}
+		in.Layers = &files{env: env, names: names, in: in, whole: f.NoEnd}
 		return in, nil
 	}
 	file, err := env.Open(names[0])
@@ -77,11 +77,11 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 		if f.Platform != "" {
 			return nil, cli.Usagef("--platform: %s is a layer, not an image", label(names[0]))
 		}
-		one := &build.Layer{Name: label(names[0]), Blob: r, Whole: regular}
+		one := &build.Layer{Name: label(names[0]), Blob: r, Whole: regular || f.NoEnd}
 		if f.Digest != "" {
 			one.Descriptor = &ocispec.Descriptor{Digest: digest.Digest(f.Digest)}
 		}
-		in.Layers = &single{one}
+		in.Layers = build.List(one)
 		return in, nil
 	}
 	if f.Digest != "" {
@@ -162,26 +162,13 @@ func decompress(ctx context.Context, head []byte) []byte {
 	return bytes.Clone(p)
 }
 
-// single is one bare layer.
-type single struct{ l *build.Layer }
-
-func (s *single) Len() int { return 1 }
-
-func (s *single) Next() (*build.Layer, error) {
-	if s.l == nil {
-		return nil, io.EOF
-	}
-	l := s.l
-	s.l = nil
-	return l, nil
-}
-
 // files are layers that are opened one after the other.
 type files struct {
 	env   *cli.Env
 	names []string
 	next  int
 	in    *input
+	whole bool // even if they are no regular files
 }
 
 func (f *files) Len() int { return len(f.names) }
@@ -198,7 +185,7 @@ func (f *files) Next() (*build.Layer, error) {
 	}
 	f.in.closers = append(f.in.closers, file)
 	_, _, regular := cli.Regular(file)
-	return &build.Layer{Name: name, Blob: file, Whole: regular}, nil
+	return &build.Layer{Name: name, Blob: file, Whole: regular || f.whole}, nil
 }
 
 // archive are the layers of an image.

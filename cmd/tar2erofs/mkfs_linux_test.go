@@ -211,6 +211,38 @@ func TestMkfsScript(t *testing.T) {
 			t.Errorf("%s: made an image", args)
 		}
 	}
+	// Names with blanks, a tar on stdin; one that is cut leaves what was there.
+	spaced := filepath.Join(dir, "a name", "of $many words")
+	if err := os.Mkdir(filepath.Dir(spaced), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	whole := readFile(t, tarball)
+	entries := whole[:512+3072+512] // without the end marker, as some layers are
+	for _, mode := range []string{"--tar=f", "--tar=i"} {
+		for n, in := range [][]byte{whole, entries} {
+			if _, stderr, err := mkfsScript(t, program, bytes.NewBuffer(in), mode, "--aufs", "--quiet", spaced); err != nil || strings.Count(stderr, "\n") != n {
+				t.Errorf("%s, stdin: %v: %s", mode, err, stderr)
+			}
+		}
+		before := readFile(t, spaced)
+		for _, cut := range []int{0, 100, 512, 2000, len(entries) - 1} {
+			if _, stderr, err := mkfsScript(t, program, bytes.NewBuffer(whole[:cut]), mode, "--aufs", spaced); err == nil || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("%s, cut at %d: %v: %s", mode, cut, err, stderr)
+			}
+			if !bytes.Equal(readFile(t, spaced), before) {
+				t.Errorf("%s, cut at %d: OUT has changed", mode, cut)
+			}
+		}
+	}
+	if left, err := os.ReadDir(filepath.Dir(spaced)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	if _, stderr, err := mkfsScript(t, filepath.Join(dir, "none"), nil, "--tar=f", out, tarball); err == nil || !strings.Contains(stderr, "TAR2EROFS") {
+		t.Errorf("no program: %v: %s", err, stderr)
+	}
+	if stdout, _, err := mkfsScript(t, program, nil, "--version"); err != nil || !strings.HasPrefix(stdout, "mkfs.erofs, by tar2erofs") {
+		t.Errorf("--version: %v: %s", err, stdout)
+	}
 	// containerd looks for this before it takes the program for able.
 	if stdout, _, err := mkfsScript(t, program, nil, "--help"); err != nil || !strings.Contains(stdout, "--tar=") {
 		t.Errorf("--help: %v: %s", err, stdout)

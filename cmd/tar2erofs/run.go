@@ -28,6 +28,7 @@ type flags struct {
 	Index     bool   `short:"i" help:"Make an index: metadata here, file data stays in the layers."`
 	Format    string `enum:"auto,image,layer" default:"auto" help:"What IN is: auto, image or layer."`
 	Digest    string `placeholder:"DIGEST" help:"What a single layer must be (sha256:...)."`
+	NoEnd     bool   `name:"no-end-marker" help:"Take a layer without tar's end marker from a pipe, too: whoever writes it sees to it that it is whole."`
 	Platform  string `placeholder:"OS/ARCH" help:"Which image of an archive that has several."`
 	Whiteouts string `enum:"merge,overlay,keep" default:"merge" help:"merge: apply them; overlay: turn them into overlayfs's form; keep: leave the files."`
 	Zinfo     string `placeholder:"FILE" help:"Index of one gzip layer: write its checkpoints in SOCI's format, too."`

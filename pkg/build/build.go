@@ -45,6 +45,26 @@ type Layer struct {
 	Whole bool
 }
 
+// List gives layers that are open already, from the lowest up.
+func List(l ...*Layer) Layers {
+	return &list{l, 0}
+}
+
+type list struct {
+	layers []*Layer
+	next   int
+}
+
+func (l *list) Len() int { return len(l.layers) }
+
+func (l *list) Next() (*Layer, error) {
+	if l.next == len(l.layers) {
+		return nil, io.EOF
+	}
+	l.next++
+	return l.layers[l.next-1], nil
+}
+
 // Options says how to build. The zero value makes a whole image.
 type Options struct {
 	Index     bool  // metadata alone, for data that stays in the layers

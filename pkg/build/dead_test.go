@@ -22,20 +22,12 @@ import (
 )
 
 // tarLayers are plain tars in memory.
-type tarLayers struct {
-	tars [][]byte
-	next int
-}
-
-func (l *tarLayers) Len() int { return len(l.tars) }
-
-func (l *tarLayers) Next() (*build.Layer, error) {
-	if l.next == len(l.tars) {
-		return nil, io.EOF
+func tarLayers(tars ...[]byte) build.Layers {
+	var list []*build.Layer
+	for n, b := range tars {
+		list = append(list, &build.Layer{Name: fmt.Sprintf("layer %d", n), Blob: bytes.NewReader(b)})
 	}
-	b := l.tars[l.next]
-	l.next++
-	return &build.Layer{Name: fmt.Sprintf("layer %d", l.next-1), Blob: bytes.NewReader(b)}, nil
+	return build.List(list...)
 }
 
 // buildTars makes an image of tars and returns its file and what was told of
@@ -52,7 +44,7 @@ func buildTars(t *testing.T, o build.Options, tars ...[]byte) (*os.File, *build.
 		return f
 	}
 	out := create("image.erofs")
-	res, err := build.Image(context.Background(), out, create("tails"), &tarLayers{tars: tars}, o)
+	res, err := build.Image(context.Background(), out, create("tails"), tarLayers(tars...), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +205,7 @@ func TestXattrErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer out.Close()
-		_, err = build.Image(t.Context(), out, out, &tarLayers{tars: [][]byte{tarball}}, build.Options{})
+		_, err = build.Image(t.Context(), out, out, tarLayers(tarball), build.Options{})
 		if !errors.Is(err, fault.ErrUnsupported) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), `"dir/file"`) {
 			t.Errorf("%s: %v", name, err)
 		}

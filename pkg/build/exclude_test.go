@@ -67,7 +67,7 @@ func TestExclude(t *testing.T) {
 		})
 	}
 	for _, bad := range []string{"", "/", "[a", "a\\", "[z-a]", "[", "[!"} {
-		_, err := build.Image(t.Context(), nil, nil, &tarLayers{}, build.Options{Exclude: []string{bad}})
+		_, err := build.Image(t.Context(), nil, nil, tarLayers(), build.Options{Exclude: []string{bad}})
 		if !errors.Is(err, fault.ErrUsage) {
 			t.Errorf("%q: %v", bad, err)
 		}
