@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
 	"sort"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -129,22 +131,37 @@ func readPiece(blob io.ReaderAt, l *seek.Layer, i, k int, p []byte, in int64) er
 // spans' sizes, and that each decodes to the right bytes. The latter is known
 // of gzip by its checksums, put together over the spans (see zinfo.Verify), and
 // of zstd because a frame depends on nothing else.
+//
+// A digest that does not match says more than what comes of decoding such
+// bytes, so that is the error to give where there are both.
 func verifySeek(ctx context.Context, blob *fileBlob, l *seek.Layer, workers int, progress func(int64)) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return verifyDigest(ctx, blob, l.Descriptor.Digest) })
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var pieces, spans, whole error
+	var wg sync.WaitGroup
+	wg.Go(func() { whole = verifyDigest(ctx, blob, l.Descriptor.Digest) })
 	if l.Kind == seek.Gzip {
-		g.Go(func() error { return verifyPieces(ctx, blob, l) })
-		g.Go(func() error {
-			_, err := zinfoOf(l).Verify(ctx, blob, workers, progress)
-			return err
+		wg.Go(func() {
+			if pieces = verifyPieces(ctx, blob, l); pieces != nil {
+				cancel()
+			}
 		})
-		return g.Wait()
+		_, spans = zinfoOf(l).Verify(ctx, blob, workers, progress)
+	} else if spans = verifySpans(ctx, blob, l, workers, progress); spans != nil {
+		cancel()
 	}
+	wg.Wait()
+	return cmp.Or(pieces, spans, whole)
+}
+
+// verifySpans reads all of a layer, whose pieces are verified on the way.
+func verifySpans(ctx context.Context, blob *fileBlob, l *seek.Layer, workers int, progress func(int64)) error {
 	lazy, err := layer.Open(blob, l, spancache.New(largeSpan), layer.LazyOptions{})
 	if err != nil {
 		return err
 	}
 	defer lazy.Close()
+	g, ctx := errgroup.WithContext(ctx)
 	spans := make(chan int)
 	g.Go(func() error {
 		defer close(spans)
