@@ -129,6 +129,7 @@ func TestFaults(t *testing.T) {
 		"429 with Retry-After":  {serve: testregistry.Status(429, "Retry-After", "1"), times: 2},
 		"404":                   {serve: testregistry.Status(404), final: true},
 		"403":                   {serve: testregistry.Status(403), final: true},
+		"401":                   {serve: testregistry.Status(401, "WWW-Authenticate", `Basic realm="x"`), final: true},
 		"200 to a range":        {serve: rangeOf(func(_, _ int64) string { return "" }), final: true}, // Row 4.
 		"no Content-Range":      {serve: testregistry.Header(func(h http.Header) { h.Del("Content-Range") }), times: 2},
 		"wrong Content-Range":   {serve: testregistry.Header(func(h http.Header) { h.Set("Content-Range", "bytes 0-9/10") }), times: 2},
