@@ -43,10 +43,14 @@ func Parse(mediaType string, b []byte) (*Document, error) {
 		return nil, fmt.Errorf("manifest of %d bytes, over %d: %w", len(b), MaxManifestSize, fault.ErrCorrupt)
 	}
 	var d document
+	mt := plainType(mediaType)
 	if err := json.Unmarshal(b, &d); err != nil {
+		if mt != "" && !IsIndex(mt) && !IsManifest(mt) {
+			// A proxy's or a portal's page, say.
+			return nil, fmt.Errorf("%q instead of a manifest: %w", clip(mt), fault.ErrCorrupt)
+		}
 		return nil, fmt.Errorf("manifest is not valid JSON: %v: %w", err, fault.ErrCorrupt)
 	}
-	mt := plainType(mediaType)
 	if d.SchemaVersion == 1 || strings.HasPrefix(mt, "application/vnd.docker.distribution.manifest.v1+") {
 		return nil, fmt.Errorf("docker schema 1 manifest: %w", fault.ErrUnsupported)
 	}

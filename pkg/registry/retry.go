@@ -148,6 +148,10 @@ func (c *client) retryable(err error) bool {
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
 		return false
 	}
+	// No port grows into one that there is.
+	if _, ok := errors.AsType[*net.AddrError](err); ok {
+		return false
+	}
 	// A host that never answered is more likely mistyped than restarting.
 	if !c.answered.Load() {
 		if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {

@@ -144,6 +144,9 @@ func cause(ctx context.Context, err error) error {
 	if why := context.Cause(ctx); why != nil {
 		return why
 	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("the server closed the connection: %w", err)
+	}
 	var ne net.Error
 	if errors.As(err, &ne) && ne.Timeout() {
 		return fmt.Errorf("%w: %w", errStalled, err)

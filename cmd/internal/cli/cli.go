@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -87,6 +88,9 @@ func Start(name string, run func(context.Context, *Env) error) int {
 	// A closed stdout must become an error that we can turn into a quiet exit
 	// after cleaning up; the default would kill us and leave temporary files.
 	signal.Ignore(syscall.SIGPIPE)
+	// Libraries have nothing to say beside our errors: net/http would print what
+	// a server sends unasked.
+	log.SetOutput(io.Discard)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	env := &Env{Name: name, Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
