@@ -97,6 +97,27 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// A layer of more than 4 GiB, of which each span begins behind that.
+func TestBeyond4GiB(t *testing.T) {
+	const in, out = 5<<32 + 3, 9<<32 + 7
+	want := &Section{Layers: []Layer{{Descriptor: descriptor("large", in+3<<20), Kind: Gzip, Size: out + 9<<20, Spans: []Span{
+		{In: 10}, {In: in, Out: out, Bits: 5, Window: sparseWindow(1)}, {In: in + 1<<20, Out: out + 4<<20},
+	}}}}
+	l := &want.Layers[0]
+	for i := range l.Spans {
+		from, to, _, _ := l.Range(i)
+		l.Spans[i].Digests = sums("large", to-from)
+	}
+	b, err := want.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Read(bytes.NewReader(b), int64(len(b)))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("not what was written: %v", err)
+	}
+}
+
 func TestNoLayers(t *testing.T) {
 	b, err := new(Section).MarshalBinary()
 	if err != nil {

@@ -210,6 +210,55 @@ func TestReaderAtErrors(t *testing.T) {
 	}
 }
 
+// Points beyond 4 GiB, of the blob and of the data, are written, loaded and read
+// from like others.
+func TestBeyond4GiB(t *testing.T) {
+	const inShift, outShift = 5<<32 + 3, 9<<32 + 7
+	data := sample(1_000_000, 13)
+	in := member(t, data, "", 0)
+	near := build(t, in, Options{SpanSize: 100_000})
+	far := &Index{SpanSize: 100_000, Points: []Point{{In: 10}}, Size: near.Size + outShift, BlobSize: near.BlobSize + inShift}
+	for _, p := range near.Points[1:] {
+		p.In, p.Out = p.In+inShift, p.Out+outShift
+		far.Points = append(far.Points, p)
+	}
+	b := encode(t, far)
+	blob := shiftedReaderAt{bytes.NewReader(in), inShift}
+	for name, load := range loaders {
+		x, err := load(b, far.BlobSize)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if !bytes.Equal(encode(t, x), b) {
+			t.Errorf("%s: loads as something else", name)
+		}
+		r := NewReaderAt(blob, x)
+		first := near.Points[1].Out
+		p := make([]byte, 5000)
+		for off := first; off < int64(len(data)); off += 37_000 {
+			n, err := r.ReadAt(p, outShift+off)
+			if want := data[off:min(off+5000, int64(len(data)))]; !bytes.Equal(p[:n], want) || err != nil && err != io.EOF {
+				t.Errorf("%s: at %d: %d, %v", name, off, n, err)
+			}
+		}
+		x.Size = far.Size
+		last := len(x.Points) - 1
+		from, to, begin, end := x.Range(last)
+		dst := make([]byte, end-begin)
+		if err := x.DecodeSpan(last, in[from-inShift:to-inShift], dst); err != nil || !bytes.Equal(dst, data[begin-outShift:]) {
+			t.Errorf("%s: the last span: %v", name, err)
+		}
+	}
+}
+
+// shiftedReaderAt is r at an offset.
+type shiftedReaderAt struct {
+	r  io.ReaderAt
+	by int64
+}
+
+func (s shiftedReaderAt) ReadAt(p []byte, off int64) (int, error) { return s.r.ReadAt(p, off-s.by) }
+
 type brokenReaderAt struct{ err error }
 
 func (r brokenReaderAt) ReadAt([]byte, int64) (int, error) { return 0, r.err }
