@@ -3,6 +3,8 @@ package zinfo
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
+	"hash/crc32"
 	"math/rand/v2"
 	"testing"
 )
@@ -63,6 +65,26 @@ func member(t testing.TB, data []byte, name string, flush int) []byte {
 	return buf.Bytes()
 }
 
+// allFields is a member whose header has every field there is, checksum
+// included, RFC 1952 section 2.3.1.
+func allFields(t testing.TB, data []byte) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	w.Name, w.Comment, w.Extra = "layer.tar", "all fields", bytes.Repeat([]byte("x"), 300)
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b := buf.Bytes()
+	n := 10 + 2 + len(w.Extra) + len(w.Name) + 1 + len(w.Comment) + 1
+	b[3] |= 2 // FHCRC
+	head := binary.LittleEndian.AppendUint16(bytes.Clone(b[:n]), uint16(crc32.ChecksumIEEE(b[:n])))
+	return append(head, b[n:]...)
+}
+
 // split makes many members of n bytes each.
 func split(t testing.TB, data []byte, n int) (in []byte) {
 	for len(data) > 0 {
@@ -79,6 +101,7 @@ func files(t testing.TB, data []byte) map[string][]byte {
 	return map[string][]byte{
 		"plain":       member(t, data, "", 0),
 		"name":        member(t, data, "layer.tar", 0),
+		"all fields":  allFields(t, data),
 		"flushes":     member(t, data, "", 30_000), // as pigz does
 		"members":     split(t, data, 60_000),      // as bgzf and eStargz do
 		"few members": split(t, data, 700_000),

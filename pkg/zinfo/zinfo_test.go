@@ -23,6 +23,7 @@ func TestSameAsSOCI(t *testing.T) {
 	for name, in := range map[string][]byte{
 		"plain": member(t, data, "", 0),
 		"name":  member(t, data, "layer.tar", 0),
+		"all":   allFields(t, data),
 		"empty": member(t, nil, "", 0),
 		"small": member(t, data[:100], "", 0),
 	} {
