@@ -193,3 +193,14 @@ func TestOciMountNoDriver(t *testing.T) {
 		t.Errorf("%d %q", r.code, r.stderr)
 	}
 }
+
+// TestUnitFile: systemd has nothing to say against the template of units. What
+// its command does is tested in internal/vm.
+func TestUnitFile(t *testing.T) {
+	verify := interop.Tool(t, "systemd-analyze")
+	unit := filepath.Join(t.TempDir(), "erofs-nbd@.service")
+	copyFile(t, filepath.Join(interop.RepoRoot(t), "docs", "erofs-nbd@.service"), unit)
+	if out, err := exec.Command(verify, "verify", "--man=no", "--recursive-errors=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
