@@ -25,7 +25,7 @@ import (
 // changes it).
 type Entry struct {
 	Type   string // file, dir, symlink, fifo, socket, char, block
-	Mode   uint32 // permission bits with setuid, setgid and sticky; 0 for a symlink
+	Mode   uint32 // permission bits with setuid, setgid and sticky
 	UID    uint32
 	GID    uint32
 	Size   int64  // bytes; files and symlinks
@@ -105,8 +105,7 @@ func entry(path string, st *unix.Stat_t, o Options) (Entry, error) {
 	case unix.S_IFDIR:
 		e.Type = "dir"
 	case unix.S_IFLNK:
-		// A symlink's permission bits mean nothing, and tools differ in them.
-		e.Type, e.Mode, e.Size = "symlink", 0, st.Size
+		e.Type, e.Size = "symlink", st.Size
 		e.Target, err = os.Readlink(path)
 	case unix.S_IFIFO:
 		e.Type = "fifo"

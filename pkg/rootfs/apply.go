@@ -138,6 +138,9 @@ func (t *Tree) apply(e *tarstream.Entry) (*Inode, error) {
 // setAttrs sets what an entry of any type has; the newest entry wins in all.
 func (t *Tree) setAttrs(i *Inode, e *tarstream.Entry) {
 	i.Mode = i.Mode&ModeType | e.Mode&0o7777
+	if i.IsSymlink() {
+		i.Mode = ModeSymlink | 0o777 // as symlink(2) makes it, whatever an archive says
+	}
 	i.UID, i.GID = e.UID, e.GID
 	i.Mtime, i.MtimeNsec = e.Mtime, e.MtimeNsec
 	i.Xattrs = t.xattrSet(e.Xattrs)
