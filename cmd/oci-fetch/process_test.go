@@ -7,8 +7,6 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -394,20 +392,7 @@ func TestProxyEnvironment(t *testing.T) {
 			return
 		}
 		connects.Add(1)
-		there, err := net.Dial("tcp", encrypted.Listener.Addr().String())
-		if err != nil {
-			w.WriteHeader(http.StatusBadGateway)
-			return
-		}
-		here, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			there.Close()
-			return
-		}
-		fmt.Fprint(here, "HTTP/1.1 200 OK\r\n\r\n")
-		go func() { io.Copy(there, here); there.Close() }()
-		io.Copy(here, there)
-		here.Close()
+		testregistry.Tunnel(w, encrypted.Listener.Addr().String())
 	}))
 	defer proxy.Close()
 	address := strings.TrimPrefix(proxy.URL, "http://")

@@ -78,29 +78,24 @@ func Status(status int, headers ...string) func(http.ResponseWriter, *http.Reque
 
 // Cut drops the connection after n bytes of the body.
 func Cut(n int64) func(http.ResponseWriter, *http.Request, http.Handler) {
-	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
-		n := n
-		next.ServeHTTP(&bodyWriter{ResponseWriter: w, edit: func(p []byte) ([]byte, error) {
-			if int64(len(p)) >= n {
-				w.Write(p[:n])
-				http.NewResponseController(w).Flush()
-				panic(http.ErrAbortHandler)
-			}
-			n -= int64(len(p))
-			return p, nil
-		}}, req)
-	}
+	return after(n, func(*http.Request) {})
 }
 
 // Stall sends n bytes of the body and then nothing more until the client goes.
 func Stall(n int64) func(http.ResponseWriter, *http.Request, http.Handler) {
+	return after(n, func(req *http.Request) { <-req.Context().Done() })
+}
+
+// after calls end once n bytes of the body are sent, and then drops the
+// connection.
+func after(n int64, end func(*http.Request)) func(http.ResponseWriter, *http.Request, http.Handler) {
 	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 		n := n
 		next.ServeHTTP(&bodyWriter{ResponseWriter: w, edit: func(p []byte) ([]byte, error) {
 			if int64(len(p)) >= n {
 				w.Write(p[:n])
 				http.NewResponseController(w).Flush()
-				<-req.Context().Done()
+				end(req)
 				panic(http.ErrAbortHandler)
 			}
 			n -= int64(len(p))

@@ -23,7 +23,8 @@ import (
 // is written waits in a directory of its own until Commit puts it into place,
 // blobs first and index.json last: until then there is no layout, or the one
 // that there was is as it was. Any number of processes may add to a layout at
-// once, where the system has locks for directories (Linux, macOS).
+// once where the system has locks for directories (Linux, macOS); elsewhere one
+// of two that commit in the same moment may lose its entry in index.json.
 type Layout struct {
 	// Replace lets an image take a tag from one of another repository.
 	Replace bool

@@ -88,8 +88,8 @@ func testRegistry(t *testing.T, serve func(testing.TB, ...string) string) {
 	})
 }
 
-// fetchAll reads an image in each way that there is.
-func fetchAll(t *testing.T, im *testimage.Image, ref string, change ...func(*Options)) {
+// openPlain opens an image of a registry without TLS.
+func openPlain(t *testing.T, ref string, change ...func(*Options)) *Repository {
 	t.Helper()
 	o := Options{PlainHTTP: true, AuthFile: emptyAuthFile(t), RetryWait: time.Millisecond}
 	for _, c := range change {
@@ -99,7 +99,14 @@ func fetchAll(t *testing.T, im *testimage.Image, ref string, change ...func(*Opt
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// fetchAll reads an image in each way that there is.
+func fetchAll(t *testing.T, im *testimage.Image, ref string, change ...func(*Options)) {
+	t.Helper()
+	r := openPlain(t, ref, change...)
 	img, err := r.Resolve(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -134,15 +141,8 @@ func fetchAll(t *testing.T, im *testimage.Image, ref string, change ...func(*Opt
 // refused expects an authentication error that shows no credential.
 func refused(t *testing.T, ref string, change ...func(*Options)) {
 	t.Helper()
-	o := Options{PlainHTTP: true, AuthFile: emptyAuthFile(t), RetryWait: time.Millisecond}
-	for _, c := range change {
-		c(&o)
-	}
-	r, err := Open(ref, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = r.Resolve(t.Context(), nil)
+	r := openPlain(t, ref, change...)
+	_, err := r.Resolve(t.Context(), nil)
 	if !errors.Is(err, fault.ErrUnauthorized) {
 		t.Errorf("%v", err)
 	}

@@ -192,20 +192,7 @@ func TestProxy(t *testing.T) {
 			return
 		}
 		connects.Add(1)
-		there, err := net.Dial("tcp", req.Host)
-		if err != nil {
-			rw.WriteHeader(http.StatusBadGateway)
-			return
-		}
-		here, _, err := http.NewResponseController(rw).Hijack()
-		if err != nil {
-			there.Close()
-			return
-		}
-		fmt.Fprint(here, "HTTP/1.1 200 OK\r\n\r\n")
-		go func() { io.Copy(there, here); there.Close() }()
-		io.Copy(here, there)
-		here.Close()
+		testregistry.Tunnel(rw, req.Host)
 	}))
 	defer proxy.Close()
 	for name, w := range map[string]*world{"https": newTLSWorld(t, p, tls.NoClientCert), "http": newWorld(t)} {
