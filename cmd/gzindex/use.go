@@ -13,6 +13,7 @@ import (
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/layer"
 	"github.com/layerpipe/layerpipe/pkg/seek"
 	"github.com/layerpipe/layerpipe/pkg/zinfo"
 )
@@ -33,7 +34,11 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 	x := &index{Closer: r}
 	if f, size, regular := cli.Regular(r); regular {
 		if x.seek, err = seek.Read(f, size); errors.Is(err, fault.ErrNotFound) {
-			x.zinfo, err = zinfo.Open(f, size, blobSize)
+			if x.zinfo, err = zinfo.Open(f, size, blobSize); err != nil {
+				head := make([]byte, sniffed)
+				n, _ := f.ReadAt(head, 0)
+				err = foreign(head[:n], err)
+			}
 		}
 	} else {
 		err = x.loadPiped(r, blobSize)
@@ -45,13 +50,45 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 	return x, nil
 }
 
+// foreign says of a file that is no index of ours what it is, where its first
+// bytes tell: a zinfo has no magic, and what is wrong with gzip data taken for
+// one helps nobody.
+func foreign(head []byte, err error) error {
+	var what string
+	at := func(off int, magic string) bool {
+		return len(head) >= off+len(magic) && string(head[off:off+len(magic)]) == magic
+	}
+	switch {
+	case !errors.Is(err, fault.ErrCorrupt):
+		return err
+	case at(8, "gzipindx"), at(8, "gzipindX"):
+		what = "an index of gztool's"
+	case at(0, "GZIDX"):
+		what = "an index of indexed_gzip's"
+	case at(1024, "\xe2\xe1\xf5\xe0"):
+		what = "an EROFS image that does not end in a seek section"
+	case layer.Sniff(head) != layer.Plain:
+		what = layer.Sniff(head).String() + " data"
+	default:
+		return err
+	}
+	return fmt.Errorf("this is %s, not a zinfo or a seek section: %w", what, fault.ErrUnsupported)
+}
+
+// sniffed is how much foreign wants to see of a file: up to a superblock.
+const sniffed = 1024 + 4
+
 // loadPiped tells the formats apart by their first bytes: a section has its
 // descriptors where a zinfo has a span size, which would be 37 TB then.
 func (x *index) loadPiped(r io.Reader, blobSize int64) error {
 	br := bufio.NewReader(r)
 	if head, _ := br.Peek(10); !bytes.HasSuffix(head, []byte(`{"`)) {
+		head, _ := br.Peek(sniffed)
+		head = bytes.Clone(head)
 		var err error
-		x.zinfo, err = zinfo.Load(br, blobSize)
+		if x.zinfo, err = zinfo.Load(br, blobSize); err != nil {
+			err = foreign(head, err)
+		}
 		return err
 	}
 	b, err := io.ReadAll(io.LimitReader(br, maxPiped))
