@@ -3,11 +3,13 @@ package vm_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -103,11 +105,18 @@ func TestKernel(t *testing.T) {
 		interop.Run(t, args...)
 		g.Put("/data/"+name+".erofs", file)
 	}
+	// What mount.erofs takes: an index of one layer, and its checkpoints.
+	const one = 1
+	foreign, zinfo := filepath.Join(dir, "foreign"), filepath.Join(dir, "zinfo")
+	interop.Run(t, append(interop.Peer(t, "mkfs.erofs"), "--quiet", "--tar=i", "--gzinfo="+zinfo, foreign, im.Blob(one))...)
+	g.Put("/data/foreign.erofs", foreign)
+	g.Put("/data/foreign.zinfo", zinfo)
 	nat := testimage.NewLayers(t, testimage.Layer{File: filepath.Join(dir, "whole"), MediaType: "application/vnd.erofs.layer.v1"})
 	g.Put("/data/layout/native", nat.Dir)
 
 	// For one who looks for something: CRASHES=1000 GUESTFLAGS="-test.run='TestCrash|TestLazy'"
-	g.Script = "export LAYERPIPE_VM=1 CRASHES='" + os.Getenv("CRASHES") + "'; set -- " + os.Getenv("GUESTFLAGS") + `
+	g.Script = fmt.Sprintf("export LAYERPIPE_VM=1 PLATFORM=linux/%s FOREIGN=%d NATIVE=%s CRASHES='%s'; set -- ",
+		runtime.GOARCH, one, nat.Layers[0].Digest, os.Getenv("CRASHES")) + os.Getenv("GUESTFLAGS") + `
 cd /tmp
 for test in /tests/*; do
 	$test -test.v -test.timeout=15m -test.skip=TestNoDriver "$@" || failed="$failed ${test##*/}"

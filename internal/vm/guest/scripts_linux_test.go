@@ -81,12 +81,18 @@ func TestMountHelper(t *testing.T) {
 	compare(t, dir)
 	ok(t, "umount", dir)
 
-	script(t, 0, "/dev/nbd", helper, r.ref(native), dir, "-v", "-o", credentials+",oci.layer=0")
+	script(t, 0, "/dev/nbd", helper, r.ref(native), dir, "-v", "-o", credentials+",oci.blob="+os.Getenv("NATIVE"))
+	someFile(t, dir)
+	script(t, 0, "", "oci-umount", dir)
+
+	script(t, 0, "/dev/nbd", helper, r.ref(repository), dir, "-o",
+		credentials+",oci.tarindex=/data/foreign.erofs,oci.zinfo=/data/foreign.zinfo,oci.layer="+os.Getenv("FOREIGN")+",oci.platform="+os.Getenv("PLATFORM"))
 	someFile(t, dir)
 	script(t, 0, "", "oci-umount", dir)
 
 	script(t, 1, "oci.zinfo needs", helper, r.ref(native), dir, "-o", credentials+",oci.zinfo=/x")
 	script(t, 1, "unknown", helper, r.ref(native), dir, "-o", "oci.nonsense")
+	script(t, 32, "", helper, r.ref(repository), dir, "-o", credentials+",oci.platform=plan9/386")
 	script(t, 32, "", helper, r.ref(native), dir, "-o", "oci.insecure,oci.layer=0")
 	script(t, 0, "", helper, r.ref(native), dir, "-f", "-o", "oci.insecure")
 }
