@@ -68,6 +68,10 @@ var rules = []struct {
 	{"pkg/inflate imports no other room of the project", func(i imp) bool {
 		return i.in("pkg/inflate") && !i.test && i.of(module) && !i.of(module+"/pkg/fault")
 	}},
+	{"pkg/inflate is what inflates", func(i imp) bool {
+		return i.in("cmd", "pkg") && !i.test && i.of("compress/flate", "compress/gzip", "compress/zlib",
+			"github.com/klauspost/compress/flate", "github.com/klauspost/compress/gzip", "github.com/klauspost/compress/zlib")
+	}},
 	{"no cgo", func(i imp) bool {
 		return i.in("cmd", "pkg", "internal") && i.of("C")
 	}},

@@ -57,6 +57,10 @@ func TestImportsCanFail(t *testing.T) {
 		{"pkg/nbd/a.go", module + "/pkg/fault", ""},
 		{"pkg/inflate/a_test.go", "github.com/klauspost/compress/flate", ""},
 		{"pkg/inflate/a.go", module + "/pkg/zinfo", "pkg/inflate imports no other"},
+		{"pkg/layer/a.go", "compress/gzip", "pkg/inflate is what inflates"},
+		{"cmd/gzindex/a.go", "github.com/klauspost/compress/flate", "pkg/inflate is what inflates"},
+		{"pkg/layer/a_test.go", "compress/gzip", ""},
+		{"pkg/layer/a.go", "github.com/klauspost/compress/zstd", ""},
 		{"pkg/erofs/a.go", "C", "no cgo"},
 		{"cmd/gzindex/a.go", "C", "no cgo"},
 		{"bench/libdeflate/a.go", "C", ""}, // what we are measured against
