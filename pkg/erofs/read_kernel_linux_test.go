@@ -61,7 +61,7 @@ func treeOf(t testing.TB, fsys *erofs.FS) fstree.Tree {
 		case ondisk.ModeDir:
 			e.Type = "dir"
 		case ondisk.ModeSymlink:
-			e.Type, e.Mode, e.Size = "symlink", 0, st.Size
+			e.Type, e.Size = "symlink", st.Size
 			if e.Target, err = fsys.ReadLinkNid(nid); err != nil {
 				t.Errorf("%q: %v", path, err)
 			}
