@@ -22,6 +22,7 @@ const (
 	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	ociForeign     = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip" // deprecated, and still there
 	dockerForeign  = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 )
 
@@ -64,7 +65,7 @@ func TestKinds(t *testing.T) {
 
 	// A foreign layer: the registry may have it; if not it is at its address,
 	// whose server may have something else, or nothing.
-	foreign := elsewhere.AddBlob("y", ocispec.MediaTypeImageLayerNonDistributableGzip, []byte("not to be distributed"))
+	foreign := elsewhere.AddBlob("y", ociForeign, []byte("not to be distributed"))
 	foreign.URLs = []string{"ftp://no/such", far.URL + "/v2/y/blobs/" + foreign.Digest.String()}
 	add("foreign", ocispec.MediaTypeImageManifest, manifest(ocispec.MediaTypeImageManifest, config, layer, foreign))
 	here := reg.AddBlob("x", dockerForeign, []byte("a foreign one that is here"))
