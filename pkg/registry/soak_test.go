@@ -5,10 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"os"
-	"sync"
 	"testing"
 	"time"
 
@@ -30,40 +28,10 @@ func TestSoak(t *testing.T) {
 	tokens := w.Bearer(&testregistry.Tokens{User: user, Password: password})
 	layers, data := w.addLayers(10_000, 5_000_000, 70_000, 1)
 	mirror.addLayers(10_000, 5_000_000, 70_000, 1)
-	faults := []func(http.ResponseWriter, *http.Request, http.Handler){
-		testregistry.Status(500), testregistry.Status(503), testregistry.Status(429), testregistry.Status(404), testregistry.Status(416),
-		testregistry.Cut(0), testregistry.Cut(1), testregistry.Cut(5000), testregistry.Cut(40_000), testregistry.Flip(0), testregistry.Flip(3333),
-		testregistry.Header(func(h http.Header) { h.Set("Content-Range", "bytes 1-2/3") }),
-		testregistry.Header(func(h http.Header) { h.Set("Content-Encoding", "gzip") }),
-		chunked, other([]byte("nonsense"), false), other(nil, true),
-		func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
-			req.Header.Del("Range")
-			next.ServeHTTP(rw, req)
-		},
-		func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
-			req.Header.Set("Range", "bytes=1-100")
-			next.ServeHTTP(rw, req)
-		},
-		func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
-			tokens.Revoke()
-			next.ServeHTTP(rw, req)
-		},
-		func(rw http.ResponseWriter, req *http.Request, _ http.Handler) {
-			http.Redirect(rw, req, req.URL.Path+"?again", http.StatusFound)
-		},
-	}
-	var mu sync.Mutex
-	rnd := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	nowAndThen := func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
-		mu.Lock()
-		serve, hit := faults[rnd.IntN(len(faults))], rnd.IntN(3) == 0
-		mu.Unlock()
-		if hit {
-			serve(rw, req, next)
-			return
-		}
+	nowAndThen := testregistry.Mischief(3, func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+		tokens.Revoke()
 		next.ServeHTTP(rw, req)
-	}
+	})
 	f, g := w.Inject(&testregistry.Fault{Serve: nowAndThen}), mirror.Inject(&testregistry.Fault{Serve: nowAndThen})
 	right, failed := 0, 0
 	// On a slow machine it goes on until it has seen both outcomes.
