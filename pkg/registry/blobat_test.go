@@ -63,6 +63,43 @@ func TestBlobAt(t *testing.T) {
 }
 
 // TestBlobAtSize finds a size out with a request for one byte.
+// TestBlobAtConnection: reads that follow each other share a connection, also
+// where the registry sends them elsewhere and where it gives no lengths.
+func TestBlobAtConnection(t *testing.T) {
+	for name, fault := range map[string]*testregistry.Fault{
+		"plain":     {Match: func(*http.Request) bool { return false }},
+		"in chunks": {Match: testregistry.Blobs, Serve: chunked},
+		"redirected": {Match: testregistry.Blobs, Serve: func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+			if req.URL.RawQuery == "" {
+				http.Redirect(rw, req, req.URL.Path+"?sig=x", http.StatusTemporaryRedirect)
+				return
+			}
+			next.ServeHTTP(rw, req)
+		}},
+	} {
+		w := newWorld(t)
+		var mu sync.Mutex
+		from := make(map[string]bool)
+		w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			from[req.RemoteAddr] = true
+			return false
+		}})
+		w.Inject(fault)
+		b := w.blobAt(t)
+		p := make([]byte, 1000)
+		for off := int64(0); off < 20_000; off += 1000 {
+			if _, err := b.ReadAtContext(t.Context(), p, off); err != nil || !bytes.Equal(p, w.blob[off:off+1000]) {
+				t.Errorf("%s: at %d: %v", name, off, err)
+			}
+		}
+		if len(from) != 1 {
+			t.Errorf("%s: %d connections", name, len(from))
+		}
+	}
+}
+
 func TestBlobAtSize(t *testing.T) {
 	w := newWorld(t)
 	for _, size := range []int64{0, -1} {

@@ -146,6 +146,7 @@ func TestStreamFaults(t *testing.T) {
 		"503 with a date": {faults: []testregistry.Fault{{Match: blobs, Times: 1, Serve: func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 			testregistry.Status(503, "Retry-After", time.Now().Add(1500*time.Millisecond).UTC().Format(http.TimeFormat))(w, req, next)
 		}}}, say: "503 Service Unavailable"},
+		"429 with months": {faults: []testregistry.Fault{{Match: blobs, Times: 1, Serve: testregistry.Status(429, "Retry-After", "9999999")}}, say: "trying again in 200ms"},
 		"500 and 502 and 504": {faults: []testregistry.Fault{
 			{Match: blobs, Times: 1, Serve: testregistry.Status(500)},
 			{Match: blobs, Times: 1, Serve: testregistry.Status(502)},
@@ -216,6 +217,9 @@ func TestStreamFaults(t *testing.T) {
 			r := w.open(t, func(o *Options) {
 				if strings.HasPrefix(name, "stalls") {
 					o.IdleTimeout = 300 * time.Millisecond
+				}
+				if name == "429 with months" {
+					o.LongestAsked = 200 * time.Millisecond
 				}
 			})
 			b, err := readBlob(r, w.layer)
