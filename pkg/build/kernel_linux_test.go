@@ -20,6 +20,7 @@ import (
 	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/pkg/build"
+	"github.com/layerpipe/layerpipe/pkg/erofs"
 )
 
 // modes are the ways to build that the kernel is asked about.
@@ -126,6 +127,48 @@ func TestKernelDirectories(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestKernelManyLinks: more names of one file, and more directories in one, than
+// the 16 bits of a compact inode count.
+func TestKernelManyLinks(t *testing.T) {
+	interop.Root(t)
+	const many = 66_000
+	tarball := builderTar(t, func(b *testimage.Builder) {
+		b.File("file", 0o644, "f")
+		for n := range many - 1 {
+			b.Link(fmt.Sprintf("links/%d", n), "file")
+		}
+		for n := range many {
+			b.Dir(fmt.Sprintf("dirs/%d/", n), 0o755)
+		}
+	})
+	out, _ := buildTars(t, build.Options{}, tarball)
+	dir := t.TempDir()
+	interop.MountErofs(t, out.Name(), dir)
+	for name, want := range map[string]uint64{"file": many, "links/0": many, "dirs": many + 2} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(dir, name), &st); err != nil || uint64(st.Nlink) != want {
+			t.Errorf("%s: %d links, want %d (%v)", name, st.Nlink, want, err)
+		}
+	}
+	for name, want := range map[string]int{"links": many - 1, "dirs": many} {
+		if list, err := os.ReadDir(filepath.Join(dir, name)); err != nil || len(list) != want {
+			t.Errorf("%s: %d entries, want %d (%v)", name, len(list), want, err)
+		}
+	}
+	f, err := os.Open(out.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fsys, err := erofs.Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fsys.Check(t.Context(), erofs.CheckOptions{}, func(p erofs.Problem) { t.Error(p) }); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestKernelXattrs has attributes alone and in common, in every namespace,
