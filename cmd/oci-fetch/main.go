@@ -51,10 +51,12 @@ type flags struct {
 	ArtifactType string `placeholder:"TYPE" help:"Only such referrers."`
 
 	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or add to the layout oci:DIR[:TAG], which is made if need be."`
-	Jobs    int    `short:"j" default:"3" placeholder:"N" help:"Connections to download with (${default})."`
+	Jobs    int    `short:"j" aliases:"concurrency" default:"3" placeholder:"N" help:"Connections to download with (${default})."`
 	Retries int    `default:"6" placeholder:"N" help:"Failures in a row, without a byte between them, after which to give up (${default})."`
 	Quiet   bool   `short:"q" help:"Print nothing but errors."`
 	Verbose bool   `short:"v" help:"Say what is done."`
+
+	NoProgress bool `help:"Draw no bars on a terminal."`
 
 	regflags.Flags `group:"Images and registries:"`
 }
@@ -86,7 +88,7 @@ func run(ctx context.Context, env *cli.Env) error {
 	if err != nil {
 		return err
 	}
-	c := &command{env: env, flags: &f, progress: env.NewProgress(f.Quiet)}
+	c := &command{env: env, flags: &f, progress: env.NewProgress(f.Quiet || f.NoProgress)}
 	defer c.progress.End()
 	if !f.Quiet {
 		o.Notify = func(line string) { c.progress.Line(env.Name + ": " + line) }
