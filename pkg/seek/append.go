@@ -161,6 +161,6 @@ const (
 	windowLevel = zstd.SpeedBetterCompression
 	// windowReach is how far back windows refer to others, in bytes. A reader
 	// has to have that much memory, which for short sections costs him more
-	// than all else; the level's own 16 MiB make nothing smaller.
-	windowReach = 1 << 20
+	// than all else; the level's own 16 MiB save 1 %.
+	windowReach = 256 << 10
 )
