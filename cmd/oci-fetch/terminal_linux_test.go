@@ -127,6 +127,7 @@ func TestTerminal(t *testing.T) {
 		"verbose": {120, []string{"-v"}, false, 0, []string{`oci-fetch: .* is sha256:.*`, `oci-fetch: .*trying again.*`, `layer 0 of 2  100%  .*`, `layer 1 of 2  100%  .*`}},
 		"narrow":  {30, nil, false, 0, []string{`oci-fetch: .*trying again.*`, `layer 0 of 2  100%.*`, `layer 1 of 2  100%.*`}},
 		"error":   {80, nil, true, 5, []string{`oci-fetch: .*trying again.*`, `layer 0 of 2  100%  .*`, `layer 1 of 2 .*`, `oci-fetch: .*content has the digest.*`}},
+		"Ctrl-C":  {80, nil, false, 130, []string{`oci-fetch: .*trying again.*`, `layer 0 of 2    0%  .*`}},
 		"quiet":   {80, []string{"-q"}, false, 0, nil},
 		"no bars": {80, []string{"--no-progress"}, false, 0, []string{`oci-fetch: .*trying again.*`}},
 	} {
@@ -170,12 +171,23 @@ func TestTerminal(t *testing.T) {
 			if bars && !tty.wait(`layer 0 of 2    0%`) {
 				t.Error("no bar before the first byte")
 			}
-			close(held)
+			if tt.code == 130 {
+				if !tty.wait(`trying again`) {
+					t.Error("nothing was tried again")
+				}
+				cmd.Process.Signal(os.Interrupt)
+				bars = false
+			} else {
+				close(held)
+			}
 			if bars && !tty.wait(`layer 0 of 2   50%`) {
 				t.Error("nothing of what arrived of the only piece")
 			}
 			close(half)
 			cmd.Wait()
+			if tt.code == 130 {
+				close(held)
+			}
 			text := tty.end()
 			if code := cmd.ProcessState.ExitCode(); code != tt.code {
 				t.Errorf("exit code %d", code)
@@ -199,6 +211,9 @@ func TestTerminal(t *testing.T) {
 				if len(l) >= tt.columns && strings.HasPrefix(l, "layer") {
 					t.Errorf("%q wraps", l)
 				}
+			}
+			if !strings.HasSuffix(text, "\n") {
+				t.Errorf("what comes next goes on in the line of %q", got[len(got)-1])
 			}
 			if strings.Contains(text, "\x1b") {
 				t.Errorf("escape sequences: %q", text)
