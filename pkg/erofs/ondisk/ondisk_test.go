@@ -86,35 +86,51 @@ func TestOffsets(t *testing.T) {
 // of random bytes.
 func TestAppendDecode(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
+	for range 50 {
+		raw := make([]byte, 256)
+		for i := range raw {
+			raw[i] = byte(rng.Uint32())
+		}
+		appendDecode(t, raw)
+	}
+}
+
+// FuzzAppendDecode does so with whatever bytes.
+func FuzzAppendDecode(f *testing.F) {
+	f.Add((&SuperBlock{Magic: Magic, BlkSzBits: 12}).Append(nil))
+	f.Add(bytes.Repeat([]byte{0xff}, 256))
+	f.Fuzz(appendDecode)
+}
+
+// appendDecode decodes every record that raw is long enough for, and encodes it
+// again.
+func appendDecode(t *testing.T, raw []byte) {
 	for _, r := range records {
-		t.Run(name(r.rec), func(t *testing.T) {
-			for range 50 {
-				raw := make([]byte, r.size)
-				for i := range raw {
-					raw[i] = byte(rng.Uint32())
-				}
-				if _, ok := r.rec.(*SuperBlock); ok {
-					raw[0x0d] = 1 // one extension slot
-				}
-				oracle := reflect.New(reflect.TypeOf(r.rec).Elem()).Interface()
-				if err := binary.Read(bytes.NewReader(raw), le, oracle); err != nil {
-					t.Fatal(err)
-				}
-				var want bytes.Buffer
-				if err := binary.Write(&want, le, oracle); err != nil {
-					t.Fatal(err)
-				}
-				r.rec.Decode(raw)
-				if !reflect.DeepEqual(r.rec, oracle) {
-					t.Fatalf("decoded\n %+v\nwant\n %+v", r.rec, oracle)
-				}
-				prefix := []byte("before")
-				got := r.rec.Append(prefix)
-				if !bytes.Equal(got[len(prefix):], want.Bytes()) {
-					t.Fatalf("appended\n %x\nwant\n %x", got[len(prefix):], want.Bytes())
-				}
-			}
-		})
+		if len(raw) < r.size {
+			continue
+		}
+		raw := bytes.Clone(raw[:r.size])
+		if _, ok := r.rec.(*SuperBlock); ok {
+			raw[0x0d] = 1 // one extension slot
+		}
+		create := func() any { return reflect.New(reflect.TypeOf(r.rec).Elem()).Interface() }
+		oracle := create()
+		if err := binary.Read(bytes.NewReader(raw), le, oracle); err != nil {
+			t.Fatal(err)
+		}
+		var want bytes.Buffer
+		if err := binary.Write(&want, le, oracle); err != nil {
+			t.Fatal(err)
+		}
+		rec := create().(record)
+		rec.Decode(raw)
+		if !reflect.DeepEqual(rec, oracle) {
+			t.Fatalf("%s: decoded\n %+v\nwant\n %+v", name(rec), rec, oracle)
+		}
+		prefix := []byte("before")
+		if got := rec.Append(prefix)[len(prefix):]; !bytes.Equal(got, want.Bytes()) {
+			t.Fatalf("%s: appended\n %x\nwant\n %x", name(rec), got, want.Bytes())
+		}
 	}
 }
 
