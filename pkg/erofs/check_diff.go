@@ -3,6 +3,8 @@ package erofs
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"slices"
@@ -226,8 +228,7 @@ func (d *differ) contents(a, b *inode) (int64, error) {
 		if err := d.ctx.Err(); err != nil {
 			return 0, err
 		}
-		// Two holes need no reading; a hostile one would have no end.
-		if n, err := bothHoles(da, db, off); err != nil {
+		if n, err := d.alike(da, db, off); err != nil {
 			return 0, err
 		} else if n > 0 {
 			off += n
@@ -255,15 +256,33 @@ func (d *differ) contents(a, b *inode) (int64, error) {
 	return -1, nil
 }
 
-// bothHoles is how many bytes from off on are holes in both files.
-func bothHoles(a, b *fileData, off int64) (int64, error) {
+// alike is how many bytes from off on need no reading to be known for the same:
+// holes in both files, which in a hostile image have no end, or one place of a
+// blob that both images name by its digest, which need not be at hand.
+func (d *differ) alike(a, b *fileData, off int64) (int64, error) {
 	ea, err := a.m.extentAt(off)
-	if err != nil || ea.Kind != ExtentHole {
+	if err != nil {
 		return 0, err
 	}
 	eb, err := b.m.extentAt(off)
-	if err != nil || eb.Kind != ExtentHole {
+	if err != nil {
 		return 0, err
 	}
-	return min(ea.Offset+ea.Length, eb.Offset+eb.Length) - off, nil
+	n := min(ea.Offset+ea.Length, eb.Offset+eb.Length) - off
+	switch {
+	case ea.Kind == ExtentHole && eb.Kind == ExtentHole:
+		return n, nil
+	case ea.Kind == ExtentRaw && eb.Kind == ExtentRaw && ea.Addr-ea.Offset == eb.Addr-eb.Offset:
+		if tag := d.a.f.devices[ea.Device].tag; isDigest(tag) && tag == d.b.f.devices[eb.Device].tag {
+			return n, nil
+		}
+	}
+	return 0, nil
+}
+
+// isDigest tells whether a device's tag is a blob's sha256 in hex: other tags
+// may mean something else in another image.
+func isDigest(tag string) bool {
+	b, err := hex.DecodeString(tag)
+	return err == nil && len(b) == sha256.Size
 }

@@ -194,6 +194,32 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// TestDiffIndex: what two indexes have in one place of one layer is the same,
+// and needs no layer.
+func TestDiffIndex(t *testing.T) {
+	index, layer := indexOf(t)
+	var got []string
+	diff := func(a, b []byte) error {
+		got = nil
+		return erofs.Diff(t.Context(), openImage(t, a), openImage(t, b), func(d erofs.Difference) error {
+			got = append(got, d.Path)
+			return nil
+		})
+	}
+	if err := diff(index, index); err != nil || len(got) > 0 {
+		t.Errorf("an index and itself: %q, %v", got, err)
+	}
+	// The same files in a layer of another digest: only their bytes tell.
+	other := writeImage(t, erofs.WriterOptions{BlockSize: 512, Devices: 1},
+		erofs.Final{Devices: []erofs.DeviceSpec{{Tag: strings.Repeat("f", 64), Size: int64(len(layer))}}}, layer, true)
+	if err := diff(index, other); !errors.Is(err, erofs.ErrNoDevice) {
+		t.Errorf("without layers: %q, %v", got, err)
+	}
+	if err := diff(slices.Concat(index, layer), slices.Concat(other, layer)); err != nil || len(got) > 0 {
+		t.Errorf("with layers: %q, %v", got, err)
+	}
+}
+
 // TestConcurrent reads images from many goroutines at once, whose caches they
 // share.
 func TestConcurrent(t *testing.T) {
