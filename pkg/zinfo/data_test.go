@@ -101,7 +101,6 @@ func files(t testing.TB, data []byte) map[string][]byte {
 	return map[string][]byte{
 		"plain":       member(t, data, "", 0),
 		"name":        member(t, data, "layer.tar", 0),
-		"all fields":  allFields(t, data),
 		"flushes":     member(t, data, "", 30_000), // as pigz does
 		"members":     split(t, data, 60_000),      // as bgzf and eStargz do
 		"few members": split(t, data, 700_000),

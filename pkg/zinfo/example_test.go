@@ -10,11 +10,11 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/zinfo"
 )
 
-// layer is a gzip file of a million lines.
+// layer is a gzip file of many lines.
 func layer() []byte {
 	var b bytes.Buffer
 	w, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed)
-	for i := range 1_000_000 {
+	for i := range 200_000 {
 		fmt.Fprintf(w, "line %7d\n", i)
 	}
 	w.Close()
@@ -25,7 +25,7 @@ func layer() []byte {
 // later.
 func Example() {
 	blob := layer()
-	r := zinfo.NewReader(bytes.NewReader(blob), zinfo.Options{SpanSize: 1 << 20})
+	r := zinfo.NewReader(bytes.NewReader(blob), zinfo.Options{SpanSize: 256 << 10})
 	if _, err := io.Copy(io.Discard, r); err != nil { // or to where the data is wanted
 		log.Fatal(err)
 	}
@@ -43,9 +43,9 @@ func Example() {
 		log.Fatal(err)
 	}
 	line := make([]byte, 13)
-	if _, err := zinfo.NewReaderAt(bytes.NewReader(blob), x).ReadAt(line, 13*654_321); err != nil {
+	if _, err := zinfo.NewReaderAt(bytes.NewReader(blob), x).ReadAt(line, 13*123_456); err != nil {
 		log.Fatal(err)
 	}
 	fmt.Printf("%s", line)
-	// Output: line  654321
+	// Output: line  123456
 }

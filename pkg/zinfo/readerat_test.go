@@ -20,16 +20,12 @@ func TestReaderAt(t *testing.T) {
 	for name, in := range files(t, data) {
 		t.Run(name, func(t *testing.T) {
 			x := build(t, in, Options{SpanSize: 200_000, Sparse: true})
-			loaded, err := Load(bytes.NewReader(encode(t, x)), -1) // knows no sizes
-			if err != nil {
-				t.Fatal(err)
-			}
 			b := encode(t, x)
-			opened, err := Open(bytes.NewReader(b), int64(len(b)), int64(len(in)))
+			opened, err := Open(bytes.NewReader(b), int64(len(b)), -1) // knows no sizes
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, x := range []*Index{x, loaded, opened} {
+			for _, x := range []*Index{x, opened} {
 				r := NewReaderAt(bytes.NewReader(in), x)
 				var wg sync.WaitGroup
 				for g := range uint64(12) { // more than are kept
