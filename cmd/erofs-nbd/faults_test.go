@@ -303,7 +303,7 @@ func TestBlackHole(t *testing.T) {
 			t.Errorf("EIO although the registry is well again: %s", d.s.stderr)
 		}
 	})
-	const pauses = 500*time.Millisecond + time.Second + 2*time.Second
+	const pauses = 500*time.Millisecond + time.Second + 2*time.Second + 4*time.Second
 	if kernel := 30 * time.Second; readFailures*readIdle+pauses >= kernel {
 		t.Error("the kernel loses its patience first")
 	}

@@ -49,12 +49,13 @@ func isFile(name string) bool {
 }
 
 // A read that waits for a registry that does not answer has to fail before the
-// kernel's block layer loses its patience, which takes 30 seconds: four
-// timeouts and the pauses between them, 0.5, 1 and 2 seconds. A registry that
-// answers, and asks for more patience, gets no more.
+// kernel's block layer loses its patience, which takes 30 seconds: five timeouts
+// and the pauses between them, 0.5, 1, 2 and 4 seconds at the most. These are
+// also what a registry has to restart. One that answers, and asks for more
+// patience, gets no more.
 const (
-	readIdle     = 6 * time.Second
-	readFailures = 4
+	readIdle     = 4 * time.Second
+	readFailures = 5
 	// startPatience is how long a start waits for a registry that it can do
 	// without for now.
 	startPatience = 5 * time.Second
