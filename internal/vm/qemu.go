@@ -38,7 +38,7 @@ var (
 	// This kernel panics now and then when it boots on an emulated processor;
 	// with models newer than this one, and with 16-byte exchanges, every other
 	// time.
-	emulated = accelerator{"tcg", []string{"-accel", "tcg", "-cpu", "qemu64,-cx16"}, 2 * time.Minute, 3}
+	emulated = accelerator{"tcg", []string{"-accel", "tcg", "-cpu", "qemu64,-cx16"}, 3 * time.Minute, 3}
 )
 
 // A machine is a qemu to be.
