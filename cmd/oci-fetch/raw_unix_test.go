@@ -38,6 +38,7 @@ func TestRawServers(t *testing.T) {
 		"a redirect nowhere": {answer("307 Away", "", ""), 1, "redirected to a bad address"},
 		"a portal's page":    {answer("200 OK", "Content-Type: text/html\r\n", "<html>log in</html>"), 1, `"text/html" instead of a manifest`},
 		"JSON of no kind":    {answer("200 OK", jsonType, "null"), 1, "no config"},
+		"JSON of another":    {answer("200 OK", jsonType, `{"config":[]}`), 1, "manifest has a JSON array where there should be none, at byte 11"},
 		"deep JSON":          {answer("200 OK", jsonType, strings.Repeat("[", 400_000)), 1, "exceeded max depth"},
 		"no challenge":       {answer("401 Unauthorized", "", ""), 3, "neither basic nor bearer"},
 		"negotiate":          {answer("401 Unauthorized", "WWW-Authenticate: Negotiate\r\n", ""), 3, "neither basic nor bearer"},

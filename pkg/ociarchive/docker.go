@@ -58,7 +58,7 @@ func (s *store) resolveDocker(tag string, p *ocispec.Platform) (*ociimage.Image,
 	}
 	var images []dockerImage
 	if err := json.Unmarshal(b, &images); err != nil {
-		return nil, fmt.Errorf("manifest.json is not valid JSON: %v: %w", err, fault.ErrCorrupt)
+		return nil, ociimage.JSONError("manifest.json", err)
 	}
 	di, err := chooseDocker(images, tag)
 	if err != nil {
@@ -81,7 +81,7 @@ func (s *store) resolveDocker(tag string, p *ocispec.Platform) (*ociimage.Image,
 		RootFS ocispec.RootFS `json:"rootfs"`
 	}
 	if err := json.Unmarshal(config, &c); err != nil {
-		return nil, fmt.Errorf("config %s is not valid JSON: %v: %w", configName, err, fault.ErrCorrupt)
+		return nil, ociimage.JSONError("config "+configName, err)
 	}
 	if p != nil && c.OS != "" && !ociimage.Match(*p, c.Platform) {
 		return nil, fmt.Errorf("no image for %s, only for %s: %w",

@@ -282,7 +282,7 @@ func (l *Layout) index(added []ocispec.Descriptor) ([]byte, error) {
 	b, err := ReadSmall(filepath.Join(l.dir, ocispec.ImageIndexFile))
 	if err == nil {
 		if err = json.Unmarshal(b, &x); err != nil {
-			err = fmt.Errorf("%s: index.json is not valid JSON: %v: %w", l.dir, err, fault.ErrCorrupt)
+			err = ociimage.JSONError(l.dir+": index.json", err)
 		}
 	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil

@@ -28,7 +28,7 @@ func BlobPath(d digest.Digest) string {
 func CheckLayout(b []byte) error {
 	var l ocispec.ImageLayout
 	if err := json.Unmarshal(b, &l); err != nil {
-		return fmt.Errorf("oci-layout is not valid JSON: %v: %w", err, fault.ErrCorrupt)
+		return JSONError("oci-layout", err)
 	}
 	if !strings.HasPrefix(l.Version, "1.") {
 		return fmt.Errorf("image layout of version %q: %w", clip(l.Version), fault.ErrUnsupported)

@@ -4,6 +4,7 @@ import (
 	_ "crypto/sha256" // go-digest knows only the algorithms that are linked in
 	_ "crypto/sha512"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"strings"
@@ -49,7 +50,7 @@ func Parse(mediaType string, b []byte) (*Document, error) {
 			// A proxy's or a portal's page, say.
 			return nil, fmt.Errorf("%q instead of a manifest: %w", clip(mt), fault.ErrCorrupt)
 		}
-		return nil, fmt.Errorf("manifest is not valid JSON: %v: %w", err, fault.ErrCorrupt)
+		return nil, JSONError("manifest", err)
 	}
 	if d.SchemaVersion == 1 || strings.HasPrefix(mt, "application/vnd.docker.distribution.manifest.v1+") {
 		return nil, fmt.Errorf("docker schema 1 manifest: %w", fault.ErrUnsupported)
@@ -83,6 +84,15 @@ func Parse(mediaType string, b []byte) (*Document, error) {
 		return d.manifest(mt)
 	}
 	return nil, fmt.Errorf("manifest of type %q: %w", mt, fault.ErrUnsupported)
+}
+
+// JSONError makes an error of encoding/json one of ours about what, without the
+// names that things have in this program.
+func JSONError(what string, err error) error {
+	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("%s has a JSON %s where there should be none, at byte %d: %w", what, clip(te.Value), te.Offset, fault.ErrCorrupt)
+	}
+	return fmt.Errorf("%s is not valid JSON: %v: %w", what, err, fault.ErrCorrupt)
 }
 
 // plainType is a media type without parameters, "" for the types that servers

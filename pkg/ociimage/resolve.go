@@ -207,7 +207,7 @@ func (r *resolver) checked(ctx context.Context, d ocispec.Descriptor, b []byte, 
 	}
 	var have ocispec.Platform
 	if err := json.Unmarshal(config, &have); err != nil {
-		return nil, fmt.Errorf("config %s is not valid JSON: %v: %w", m.Config.Digest, err, fault.ErrCorrupt)
+		return nil, JSONError("config "+m.Config.Digest.String(), err)
 	}
 	if have.OS == "" && have.Architecture == "" {
 		return img, nil
