@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -262,6 +263,13 @@ func TestBadGzip(t *testing.T) {
 		in[i] = v
 		return in
 	}
+	named := func(flag byte, n int) []byte {
+		in := change(good, 3, flag)
+		return slices.Concat(in[:10], bytes.Repeat([]byte("x"), n), []byte{0}, in[10:])
+	}
+	if out, err := io.ReadAll(NewReader(bytes.NewReader(named(flagName, maxName-1)))); err != nil || !bytes.Equal(out, data) {
+		t.Errorf("the longest name: %v", err)
+	}
 	n := len(good)
 	for _, c := range []struct {
 		name string
@@ -280,6 +288,8 @@ func TestBadGzip(t *testing.T) {
 		{"garbage after zeros", append(bytes.Clone(good), 0, 0, 0x1f, 0x8b), int64(n + 2), fault.ErrCorrupt},
 		{"second member's magic", change(two, first+1, 0), int64(first), fault.ErrCorrupt},
 		{"second member's method", change(two, first+2, 9), int64(first + 2), fault.ErrCorrupt},
+		{"endless name", named(flagName, maxName), 0, fault.ErrCorrupt},
+		{"endless comment", named(flagComment, maxName), 0, fault.ErrCorrupt},
 		{"distance into the member before", far, int64(n + 10 + 1), fault.ErrCorrupt},
 	} {
 		t.Run(c.name, func(t *testing.T) {
