@@ -46,6 +46,7 @@ type Env struct {
 	Stderr io.Writer
 
 	serving    atomic.Bool
+	progress   atomic.Pointer[Progress]
 	ownSignals atomic.Bool
 }
 
@@ -134,6 +135,9 @@ func (e *Env) watch(sigs <-chan os.Signal, cancel context.CancelCauseFunc) {
 			sig = second
 		}
 		removeTemporaries()
+		if p := e.progress.Load(); p != nil {
+			p.abandon()
+		}
 		os.Exit(128 + int(sig))
 	}
 }

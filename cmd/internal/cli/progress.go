@@ -42,6 +42,7 @@ func (e *Env) NewProgress(quiet bool) *Progress {
 			return 80
 		}
 	}
+	e.progress.Store(p)
 	return p
 }
 
@@ -115,6 +116,14 @@ func (p *Progress) End() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.end()
+}
+
+// abandon is End for a process that ends by force: whoever draws may be stuck,
+// and nobody draws any more.
+func (p *Progress) abandon() {
+	if p.mu.TryLock() {
+		p.end()
+	}
 }
 
 // end leaves the step as the line that it has come to. mu is held.
