@@ -148,7 +148,7 @@ func TestLookers(t *testing.T) {
 			}
 		})
 	}
-	for range 200 {
+	for range 50 {
 		f, _, err := dir.Take(noDevice)
 		if err != nil {
 			t.Error(err)
