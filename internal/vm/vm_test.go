@@ -37,7 +37,7 @@ func guest(t *testing.T) *vm.Guest {
 // libraries, and what a script prints and how it ends comes back.
 func TestBoot(t *testing.T) {
 	g := guest(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, []byte("of the host\n"), 0o600); err != nil {
