@@ -88,7 +88,7 @@ func (r *readers) caughtUp() bool {
 func TestCrash(t *testing.T) {
 	// An emulated processor on a busy machine takes a second to start a server:
 	// after patience, few will do.
-	rounds, few, patience := 100, 20, 20*time.Second
+	rounds, few, patience := 100, 20, 10*time.Second
 	if n, err := strconv.Atoi(os.Getenv("CRASHES")); err == nil {
 		rounds, few = n, n
 	}
