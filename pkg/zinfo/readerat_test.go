@@ -315,6 +315,25 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// What Verify says of its progress adds up, however small the spans are.
+func TestVerifyProgress(t *testing.T) {
+	in := append(split(t, sample(500_000, 12), 200_000), make([]byte, 100)...)
+	x := build(t, in, Options{SpanSize: 30_000})
+	var mu sync.Mutex
+	var calls, total int64
+	_, err := x.Verify(t.Context(), bytes.NewReader(in), 3, func(n int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		calls, total = calls+1, total+n
+		if n <= 0 {
+			t.Errorf("a span of %d bytes", n)
+		}
+	})
+	if err != nil || calls != int64(len(x.Points)) || total != int64(len(in)) {
+		t.Errorf("%d calls for %d points, %d of %d bytes, %v", calls, len(x.Points), total, len(in), err)
+	}
+}
+
 func TestCombine(t *testing.T) {
 	data := sample(100_000, 11)
 	for _, n := range []int{0, 1, 2, 100, 65_537, len(data)} {

@@ -17,8 +17,9 @@ import (
 // instead; and the checksum and size of every member, put together from those
 // of its spans. So a file that passes gives the right bytes everywhere.
 //
-// progress, if not nil, is called with the number of bytes that each span
-// takes of the blob, from several goroutines.
+// progress, if not nil, is called for each span from several goroutines: with
+// the number of bytes from its point to the next, or the end, and in front of
+// the first point those before it. Together they are the blob.
 func (x *Index) Verify(ctx context.Context, blob io.ReaderAt, workers int, progress func(n int64)) (int64, error) {
 	reports := make([]spanReport, len(x.Points))
 	todo := make(chan int)
@@ -116,7 +117,10 @@ func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
 	if r.err = v.c.resume(blob, v.x, i); r.err != nil {
 		return r
 	}
-	begin := v.c.in.off
+	begin := int64(0)
+	if i > 0 {
+		begin = v.x.Points[i].In
+	}
 	r.open = v.x.Points[i].Out
 	found, same := false, true
 	z.OnMember(func(m inflate.MemberEnd) {
