@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/layer"
@@ -21,7 +23,10 @@ func (c *command) index(ctx context.Context) error {
 		return err
 	}
 	defer in.Close()
-	out, err := c.create(c.flags.Output)
+	if err := c.checkOutputs(in); err != nil {
+		return err
+	}
+	out, err := c.create(string(c.flags.Output))
 	if err != nil {
 		return err
 	}
@@ -29,7 +34,7 @@ func (c *command) index(ctx context.Context) error {
 	var tee *output
 	w := io.Discard
 	if c.flags.Tee != "" {
-		name := c.flags.Tee
+		name := string(c.flags.Tee)
 		if name == "-" {
 			name = ""
 		}
@@ -78,6 +83,33 @@ func (c *command) index(ctx context.Context) error {
 	return out.commit()
 }
 
+// checkOutputs refuses what would put the index in the place of the input, or
+// of what --tee writes: they appear one after the other.
+func (c *command) checkOutputs(in io.Reader) error {
+	regular := func(st os.FileInfo, err error) bool { return err == nil && st.Mode().IsRegular() }
+	out, tee := string(c.flags.Output), string(c.flags.Tee)
+	if f, _, ok := cli.Regular(in); ok {
+		input, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{out, tee} {
+			if st, err := os.Stat(name); regular(st, err) && name != "-" && os.SameFile(input, st) {
+				return cli.Usagef("%s is the input, and would be replaced", name)
+			}
+		}
+	}
+	if out == "" || tee == "" {
+		return nil
+	}
+	a, err := os.Stat(out)
+	b, err2 := os.Stat(tee)
+	if regular(a, err) && regular(b, err2) && os.SameFile(a, b) || err != nil && filepath.Clean(out) == filepath.Clean(tee) {
+		return cli.Usagef("--output and --tee are the same file, %s", out)
+	}
+	return nil
+}
+
 // A maker gives the decompressed data, and makes an index on the way.
 type maker interface {
 	io.WriterTo
@@ -117,13 +149,14 @@ type seekMaker struct {
 func (m *seekMaker) encode(w io.Writer) error {
 	l, err := m.Seek()
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", m.c.name(), err)
 	}
 	m.c.warnOfSpans(l)
 	b, err := (&seek.Section{Layers: []seek.Layer{*l}}).Append(nil)
-	if err == nil {
-		_, err = w.Write(b)
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.c.name(), err)
 	}
+	_, err = w.Write(b)
 	return err
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"runtime"
 
@@ -24,21 +25,34 @@ With --seek the index is layerpipe's own seek section: smaller, with digests of 
 type flags struct {
 	File string `arg:"" optional:"" help:"Gzip file, or with --seek any, or - for stdin (the default)."`
 
-	Show   string `xor:"mode" placeholder:"INDEX" help:"Show an index, of either format; or an index image's seek section."`
-	Verify string `xor:"mode" placeholder:"INDEX" help:"Check each span, window, checksum and digest of FILE against an index."`
-	Read   string `xor:"mode" placeholder:"OFFSET:LENGTH" help:"Write a part of FILE, decompressed, to stdout; without LENGTH up to its end."`
-	Zinfo  string `placeholder:"INDEX" help:"The index to --read with, of either format; with a seek section what is read is verified."`
+	Show   given `xor:"mode" placeholder:"INDEX" help:"Show an index, of either format; or an index image's seek section."`
+	Verify given `xor:"mode" placeholder:"INDEX" help:"Check each span, window, checksum and digest of FILE against an index."`
+	Read   given `xor:"mode" placeholder:"OFFSET:LENGTH" help:"Write a part of FILE, decompressed, to stdout; without LENGTH up to its end."`
+	Zinfo  given `placeholder:"INDEX" help:"The index to --read with, of either format; with a seek section what is read is verified."`
 
-	Output    string   `short:"o" placeholder:"FILE" help:"Write the index to FILE, which appears when all is well."`
+	Output    given    `short:"o" placeholder:"FILE" help:"Write the index to FILE, which appears when all is well."`
 	SpanSize  cli.Size `default:"4MiB" placeholder:"SIZE" help:"Decompressed bytes between two checkpoints, at least (${default})."`
 	Seek      bool     `help:"Make a seek section, of a gzip, zstd or plain file."`
 	Sparse    bool     `help:"Zero what is not needed of the windows: the index then compresses several times better, but is no longer the same as SOCI's."`
 	PerMember bool     `help:"A checkpoint at every member's start, too: erofs-utils cannot read beyond a member."`
-	Tee       string   `placeholder:"FILE" help:"Write the decompressed data to FILE (- is stdout, with -o) while indexing."`
+	Tee       given    `placeholder:"FILE" help:"Write the decompressed data to FILE (- is stdout, with -o) while indexing."`
 
 	JSON  bool `name:"json" help:"Show as JSON."`
 	Jobs  int  `short:"j" placeholder:"N" help:"Spans to verify at once (one for each processor)."`
 	Quiet bool `short:"q" help:"Print nothing but errors."`
+}
+
+// given is a flag's value that is not empty: --verify "$INDEX" must not make an
+// index, and succeed, where the variable is not set.
+type given string
+
+// UnmarshalText reads the flag.
+func (g *given) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		return errors.New("an empty value")
+	}
+	*g = given(text)
+	return nil
 }
 
 func run(ctx context.Context, env *cli.Env) error {

@@ -41,7 +41,7 @@ type layerInfo struct {
 }
 
 func (c *command) show() error {
-	x, err := c.load(c.flags.Show, -1)
+	x, err := c.load(string(c.flags.Show), -1)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 			if x.zinfo, err = zinfo.Open(f, size, blobSize); err != nil {
 				head := make([]byte, sniffed)
 				n, _ := f.ReadAt(head, 0)
-				err = foreign(head[:n], err)
+				err = foreign(head[:n], false, err)
 			}
 		}
 	} else {
@@ -53,18 +53,22 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 // foreign says of a file that is no index of ours what it is, where its first
 // bytes tell: a zinfo has no magic, and what is wrong with gzip data taken for
 // one helps nobody.
-func foreign(head []byte, err error) error {
+func foreign(head []byte, piped bool, err error) error {
 	var what string
 	at := func(off int, magic string) bool {
 		return len(head) >= off+len(magic) && string(head[off:off+len(magic)]) == magic
 	}
 	switch {
+	case at(sectionAt, sectionHead):
+		return fmt.Errorf("this is a seek section without its end: cut short, or with data behind it: %w", fault.ErrCorrupt)
 	case !errors.Is(err, fault.ErrCorrupt):
 		return err
 	case at(8, "gzipindx"), at(8, "gzipindX"):
 		what = "an index of gztool's"
 	case at(0, "GZIDX"):
 		what = "an index of indexed_gzip's"
+	case at(1024, "\xe2\xe1\xf5\xe0") && piped:
+		what = "an EROFS image, whose seek section cannot be had from a pipe"
 	case at(1024, "\xe2\xe1\xf5\xe0"):
 		what = "an EROFS image that does not end in a seek section"
 	case layer.Sniff(head) != layer.Plain:
@@ -78,22 +82,30 @@ func foreign(head []byte, err error) error {
 // sniffed is how much foreign wants to see of a file: up to a superblock.
 const sniffed = 1024 + 4
 
-// loadPiped tells the formats apart by their first bytes: a section has its
-// descriptors where a zinfo has a span size, which would be 37 TB then.
+// A section has its descriptors, which are JSON, where a zinfo has a span size:
+// one of 37 TB then.
+const (
+	sectionAt   = 8
+	sectionHead = `{"`
+)
+
+// loadPiped tells the formats apart by their first bytes.
 func (x *index) loadPiped(r io.Reader, blobSize int64) error {
 	br := bufio.NewReader(r)
-	if head, _ := br.Peek(10); !bytes.HasSuffix(head, []byte(`{"`)) {
-		head, _ := br.Peek(sniffed)
-		head = bytes.Clone(head)
+	head, _ := br.Peek(sniffed)
+	head = bytes.Clone(head)
+	if len(head) < sectionAt || !bytes.HasPrefix(head[sectionAt:], []byte(sectionHead)) {
 		var err error
 		if x.zinfo, err = zinfo.Load(br, blobSize); err != nil {
-			err = foreign(head, err)
+			err = foreign(head, true, err)
 		}
 		return err
 	}
 	b, err := io.ReadAll(io.LimitReader(br, maxPiped))
 	if err == nil {
-		x.seek, err = seek.Read(bytes.NewReader(b), int64(len(b)))
+		if x.seek, err = seek.Read(bytes.NewReader(b), int64(len(b))); errors.Is(err, fault.ErrNotFound) {
+			err = foreign(head, true, err)
+		}
 	}
 	return err
 }
@@ -108,7 +120,7 @@ func (c *command) verify(ctx context.Context) error {
 		return err
 	}
 	defer blob.Close()
-	x, err := c.load(c.flags.Verify, size)
+	x, err := c.load(string(c.flags.Verify), size)
 	if err != nil {
 		return err
 	}
@@ -136,13 +148,13 @@ func (c *command) verify(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", c.flags.File, err)
 	}
 	if !c.flags.Quiet {
-		fmt.Fprintf(c.env.Stdout, "%s: %d spans of %d bytes are good\n", c.flags.Verify, spans, n)
+		_, err = fmt.Fprintf(c.env.Stdout, "%s: %d spans of %d bytes are good\n", c.flags.Verify, spans, n)
 	}
-	return nil
+	return err
 }
 
 func (c *command) read(ctx context.Context) error {
-	off, length, err := parseRange(c.flags.Read)
+	off, length, err := parseRange(string(c.flags.Read))
 	if err != nil {
 		return err
 	}
@@ -151,7 +163,7 @@ func (c *command) read(ctx context.Context) error {
 		return err
 	}
 	defer blob.Close()
-	x, err := c.load(c.flags.Zinfo, size)
+	x, err := c.load(string(c.flags.Zinfo), size)
 	if err != nil {
 		return err
 	}
@@ -177,7 +189,7 @@ func (c *command) read(ctx context.Context) error {
 		return err
 	}
 	buf := make([]byte, min(length, 1<<18))
-	for end := off + length; off < end; {
+	for start, end := off, off+length; off < end; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -187,10 +199,14 @@ func (c *command) read(ctx context.Context) error {
 		}
 		off += int64(n)
 		if err == io.EOF {
-			if end == math.MaxInt64 {
-				break
+			switch {
+			case end == math.MaxInt64:
+				return w.Flush()
+			case off == start:
+				err = fmt.Errorf("the data ends at or before the offset of %s", c.flags.Read)
+			default:
+				err = fmt.Errorf("the data ends %d bytes before the end of %s", end-off, c.flags.Read)
 			}
-			err = fmt.Errorf("the data ends %d bytes before the end of %s", end-off, c.flags.Read)
 		}
 		if err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", c.flags.File, err), w.Flush())

@@ -2,11 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/ulikunitz/xz"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 )
@@ -149,3 +153,70 @@ func (c *countingBlob) ReadAt(p []byte, off int64) (int, error) {
 	}
 	return n, nil
 }
+
+// An EROFS image may well end in a seek section; from a pipe that is not to be
+// known.
+func TestShowImage(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	image := append(make([]byte, 1024, 4096), "\xe2\xe1\xf5\xe0"...)[:4096]
+	if err := os.WriteFile(name, image, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, failed := inProcess(t, "--show", name); code != cli.ExitFailed || !strings.Contains(failed, "does not end in a seek section") {
+		t.Errorf("file: exit code %d, %q", code, failed)
+	}
+	var failed bytes.Buffer
+	env := &cli.Env{Name: "gzindex", Args: []string{"--show", "-"}, Stdin: bytes.NewReader(image), Stdout: io.Discard, Stderr: &failed}
+	if code := cli.Run(t.Context(), env, run); code != cli.ExitFailed || !strings.Contains(failed.String(), "cannot be had from a pipe") {
+		t.Errorf("pipe: exit code %d, %q", code, failed.Bytes())
+	}
+}
+
+// An error that comes after the input's end names it, too.
+func TestSeekXz(t *testing.T) {
+	dir := t.TempDir()
+	name, section := filepath.Join(dir, "data.xz"), filepath.Join(dir, "seek")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w, err := xz.NewWriter(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(sample(10_000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	code, _, failed := inProcess(t, "--seek", "-o", section, name)
+	if code != cli.ExitFailed || !strings.HasPrefix(failed, "gzindex: "+name+": ") || !strings.Contains(failed, "xz layer cannot be read at an offset") {
+		t.Errorf("exit code %d, %q", code, failed)
+	}
+	if _, err := os.Stat(section); !os.IsNotExist(err) {
+		t.Errorf("a section was made: %v", err)
+	}
+}
+
+// What cannot be said is not good.
+func TestVerifyUnsaid(t *testing.T) {
+	dir := t.TempDir()
+	name, index := filepath.Join(dir, "data.gz"), filepath.Join(dir, "zinfo")
+	if err := os.WriteFile(name, gzipped(sample(1000)), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, failed := inProcess(t, "-o", index, name); code != 0 {
+		t.Fatal(failed)
+	}
+	var failed bytes.Buffer
+	env := &cli.Env{Name: "gzindex", Args: []string{"--verify", index, name}, Stdin: strings.NewReader(""), Stdout: fullWriter{}, Stderr: &failed}
+	if code := cli.Run(t.Context(), env, run); code != cli.ExitFailed || !strings.Contains(failed.String(), "no space") {
+		t.Errorf("exit code %d, %q", code, failed.Bytes())
+	}
+}
+
+type fullWriter struct{}
+
+func (fullWriter) Write([]byte) (int, error) { return 0, errors.New("no space") }
