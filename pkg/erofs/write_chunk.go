@@ -295,15 +295,19 @@ func (w *Writer) addSparse(i *rootfs.Inode, runs []tarstream.Extent, next func()
 	return nil
 }
 
-// storedBlocks is how many blocks the chunks of a file in the image take: the
-// file's last chunk ends with the file.
+// storedBlocks is how many blocks the chunks of a file in the image take.
 func (m *chunkLayout) storedBlocks(size int64, blockBits uint8) (n int64) {
 	for c, b := range m.blocks {
-		if b < 0 {
-			continue
+		if b >= 0 {
+			n += m.chunkBlocks(c, size, blockBits)
 		}
-		left := size - int64(c)<<(blockBits+m.bits)
-		n += min(1<<m.bits, (left+1<<blockBits-1)>>blockBits)
 	}
 	return n
+}
+
+// chunkBlocks is how many blocks a chunk takes: the file's last one ends with
+// the file.
+func (m *chunkLayout) chunkBlocks(c int, size int64, blockBits uint8) int64 {
+	left := size - int64(c)<<(blockBits+m.bits)
+	return min(1<<m.bits, (left+1<<blockBits-1)>>blockBits)
 }

@@ -22,7 +22,8 @@ func (r run) end() int64 { return r.start + r.blocks }
 // area with the last files of it, and returns the offset where the data ends
 // then and how many bytes it has moved. What fits into no hole is cut up: its
 // inode gets a chunk table in place of one address. Only what lies behind the
-// new end moves, so no more bytes than were dead.
+// new end moves, so no more bytes than were dead. Holes that stay are wiped:
+// whoever deleted a file does not want to find it in the image.
 func (p *plan) compact() (end, moved int64, err error) {
 	w := p.w
 	limit := w.first >> w.bits // the new end, in blocks
@@ -43,36 +44,22 @@ func (p *plan) compact() (end, moved int64, err error) {
 		}
 	}
 	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.start, b.start) })
-	for _, r := range runs {
-		switch {
-		case r.end() <= limit:
-		case isSparse(r.inode):
-			// A sparse file may have few blocks and a huge size: cut up, it
-			// would need a huge table. It stays.
-			limit = r.end()
-		case r.start < limit && (r.end()-limit)<<w.bits <= cutCost(r, w.bs):
-			limit = r.end()
-		}
+	c := compactor{plan: p}
+	c.settle(runs, limit)
+	if err := c.moveSparse(); err != nil {
+		return 0, 0, err
 	}
-	c := compactor{plan: p, next: limit}
-	pos := w.first >> w.bits
-	for _, r := range runs {
-		if r.start < limit {
-			c.addHole(pos, r.start)
-			pos = r.end()
-		}
-	}
-	c.addHole(pos, limit)
-	heap.Init(&c.holes)
-
 	// Large ones first: they are the ones that might fit nowhere later.
 	slices.SortStableFunc(runs, func(a, b run) int { return cmp.Compare(b.blocks, a.blocks) })
 	for _, r := range runs {
-		if stays := limit - r.start; stays < r.blocks {
+		if stays := c.next - r.start; stays < r.blocks && !isSparse(r.inode) {
 			if err := c.move(r, max(stays, 0)); err != nil {
 				return 0, 0, err
 			}
 		}
+	}
+	if err := c.wipe(); err != nil {
+		return 0, 0, err
 	}
 	for _, i := range c.cut {
 		if err := c.finish(i); err != nil {
@@ -114,15 +101,10 @@ type compactor struct {
 	plan  *plan
 	holes holeHeap
 	cut   []*rootfs.Inode // files in pieces, in the order they were cut
+	chunk []chunkMove     // of sparse files
 	next  int64           // the block behind the data
 	moved int64           // blocks
 	buf   []byte
-}
-
-func (c *compactor) addHole(from, to int64) {
-	if from < to {
-		c.holes = append(c.holes, run{start: from, blocks: to - from})
-	}
 }
 
 // move takes the blocks of a run from the given one on to the largest holes.
@@ -147,12 +129,16 @@ func (c *compactor) move(r run, from int64) error {
 		}
 		from += to.blocks
 	}
-	if c.plan.split == nil {
-		c.plan.split = make(map[*rootfs.Inode]*chunkLayout)
-	}
-	c.plan.split[i] = m
+	c.plan.setSplit(i, m)
 	c.cut = append(c.cut, i)
 	return nil
+}
+
+func (p *plan) setSplit(i *rootfs.Inode, m *chunkLayout) {
+	if p.split == nil {
+		p.split = make(map[*rootfs.Inode]*chunkLayout)
+	}
+	p.split[i] = m
 }
 
 // fill takes at most want blocks of the largest hole.
@@ -191,6 +177,21 @@ func (c *compactor) copy(from int64, to run) error {
 		src, dst, left = src+n, dst+n, left-n
 	}
 	c.moved += to.blocks
+	return nil
+}
+
+// wipe writes zeros to the holes that nothing was moved to.
+func (c *compactor) wipe() error {
+	const piece = 1 << 20
+	zeros := make([]byte, piece)
+	bits := c.plan.w.bits
+	for _, h := range c.holes {
+		for at, end := h.start<<bits, h.end()<<bits; at < end; at += piece {
+			if _, err := c.plan.w.out.WriteAt(zeros[:min(piece, end-at)], at); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
