@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -286,6 +289,60 @@ func TestEcho(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	noSecret(t, fmt.Sprint(err))
+}
+
+// TestEchoElsewhere: nor do errors about what is wrong with an answer, wherever
+// in it a registry repeats what it was sent, and however much of that is quoted.
+func TestEchoElsewhere(t *testing.T) {
+	long := password + strings.Repeat("/secret", 100)
+	mixed := `"` + password + `\" Secret`
+	manifest := func(format string) func(http.ResponseWriter, string) {
+		return func(rw http.ResponseWriter, p string) {
+			b, _ := json.Marshal(p)
+			fmt.Fprint(rw, strings.ReplaceAll(format, "PASSWORD", string(b)))
+		}
+	}
+	for name, serve := range map[string]func(rw http.ResponseWriter, p string){
+		"detail": func(rw http.ResponseWriter, p string) {
+			rw.WriteHeader(400)
+			manifest(`{"errors":[{"message":PASSWORD}]}`)(rw, p)
+		},
+		"type": func(rw http.ResponseWriter, p string) {
+			rw.Header().Set("Content-Type", p)
+			fmt.Fprint(rw, `{"mediaType":"application/vnd.oci.image.index.v1+json"}`)
+		},
+		"no JSON":    func(rw http.ResponseWriter, p string) { rw.Header().Set("Content-Type", "a/"+p); fmt.Fprint(rw, p) },
+		"media type": manifest(`{"mediaType":PASSWORD}`),
+		"digest":     manifest(`{"config":{"digest":PASSWORD}}`),
+		"platform":   manifest(`{"manifests":[{"digest":"` + digest.FromString("").String() + `","platform":{"os":"x","architecture":PASSWORD}}]}`),
+		"range": func(rw http.ResponseWriter, p string) {
+			rw.Header().Set("Content-Range", "bytes "+p)
+			rw.WriteHeader(206)
+		},
+	} {
+		for _, password := range []string{password, long, mixed} {
+			w := newWorld(t)
+			w.Basic(user, password)
+			f := w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool { return req.Header.Get("Authorization") != "" },
+				Serve: func(rw http.ResponseWriter, req *http.Request, _ http.Handler) {
+					_, p, _ := req.BasicAuth()
+					serve(rw, p)
+				}})
+			r := w.open(t, func(o *Options) { o.Username, o.Password, o.Retries = user, password, 2 })
+			_, err := r.Resolve(t.Context(), nil)
+			if name == "range" {
+				at, err2 := r.BlobAt(t.Context(), w.layer)
+				if err2 != nil {
+					t.Fatal(err2)
+				}
+				_, err = at.ReadAtContext(t.Context(), make([]byte, 10), 1)
+			}
+			if err == nil || f.Delivered() == 0 || !strings.Contains(err.Error(), "***") {
+				t.Errorf("%s: %v", name, err)
+			}
+			noSecret(t, fmt.Sprint(err))
+		}
+	}
 }
 
 // TestEchoOfTokenServer: nor does what a token server repeats.

@@ -30,7 +30,7 @@ func (r *Repository) BlobAt(ctx context.Context, d ocispec.Descriptor) (*BlobAt,
 	}
 	from, err := r.origins(d.Digest)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.name, err)
+		return nil, r.named(err)
 	}
 	b := &BlobAt{r: r, size: d.Size, what: "blob " + d.Digest.String(), from: from}
 	if d.Size > 0 && !ociimage.IsForeign(d.MediaType) {
@@ -50,7 +50,7 @@ func (r *Repository) BlobAt(ctx context.Context, d ocispec.Descriptor) (*BlobAt,
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.name, err)
+		return nil, r.named(err)
 	}
 	return b, nil
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -296,62 +295,3 @@ func oneLine(s string, most int) string {
 	}
 	return strings.TrimSpace(s)
 }
-
-// secrets are what must never be shown. A server may echo what it was sent.
-type secrets struct {
-	mu     sync.Mutex
-	list   []string
-	tokens []string // the newest ones
-}
-
-// maxSecretTokens bounds the tokens remembered: a server that is asked for days
-// on end gives out many, and one that means harm as many as it likes.
-const maxSecretTokens = 8
-
-func (s *secrets) add(list ...string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, v := range list {
-		if v != "" && !slices.Contains(s.list, v) {
-			s.list = append(s.list, v)
-		}
-	}
-}
-
-func (s *secrets) addToken(token string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.tokens = append(s.tokens, token); len(s.tokens) > maxSecretTokens {
-		s.tokens = slices.Delete(s.tokens, 0, 1)
-	}
-}
-
-func (s *secrets) scrubText(text string) string {
-	s.mu.Lock()
-	list := slices.Concat(s.list, s.tokens)
-	s.mu.Unlock()
-	// The longest first: one secret may be a part of another.
-	slices.SortFunc(list, func(a, b string) int { return len(b) - len(a) })
-	pairs := make([]string, 0, 2*len(list))
-	for _, v := range list {
-		pairs = append(pairs, v, "***")
-	}
-	return strings.NewReplacer(pairs...).Replace(text)
-}
-
-// scrub is scrubText for an error; the kinds of error within it stay.
-func (s *secrets) scrub(err error) error {
-	text := err.Error()
-	if clean := s.scrubText(text); clean != text {
-		return scrubbed{clean, err}
-	}
-	return err
-}
-
-type scrubbed struct {
-	text string
-	err  error
-}
-
-func (e scrubbed) Error() string { return e.text }
-func (e scrubbed) Unwrap() error { return e.err }

@@ -33,7 +33,7 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.name, err)
+		return nil, r.named(err)
 	}
 	// A registry need not have filtered.
 	return slices.DeleteFunc(list, func(d ocispec.Descriptor) bool {

@@ -64,6 +64,15 @@ func (r *Repository) Name() string { return r.name }
 // Reference is the reference in full.
 func (r *Repository) Reference() Reference { return r.ref }
 
+// named makes err an error about the repository. What a registry says of an
+// image, and what an image says of itself, may hold what the registry was sent.
+func (r *Repository) named(err error) error {
+	for _, c := range r.all {
+		err = c.secrets.scrub(err)
+	}
+	return fmt.Errorf("%s: %w", r.name, err)
+}
+
 // Close drops the idle connections.
 func (r *Repository) Close() error {
 	for _, c := range r.all {
@@ -91,7 +100,7 @@ func (r *Repository) resolve(ctx context.Context, p *ocispec.Platform,
 	}
 	img, err := how(ctx, r, d, b, p)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.name, err)
+		return nil, r.named(err)
 	}
 	img.Name, img.Tag, img.FullName = r.name, r.ref.Tag, r.fullName()
 	return img, nil
@@ -105,7 +114,7 @@ func (r *Repository) ResolveAll(ctx context.Context) (*ociimage.Set, error) {
 	}
 	set, err := ociimage.ResolveAll(ctx, r, d, b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.name, err)
+		return nil, r.named(err)
 	}
 	set.Name, set.Tag, set.FullName = r.name, r.ref.Tag, r.fullName()
 	return set, nil
@@ -127,7 +136,7 @@ func (r *Repository) Manifest(ctx context.Context) (ocispec.Descriptor, []byte, 
 	}
 	d, b, err := r.manifest(ctx, kind, r.ref.identifier(), ocispec.Descriptor{Digest: r.ref.Digest})
 	if err != nil {
-		return d, nil, fmt.Errorf("%s: %w", r.name, err)
+		return d, nil, r.named(err)
 	}
 	return d, b, nil
 }
@@ -244,14 +253,14 @@ func (r *Repository) Blob(ctx context.Context, d ocispec.Descriptor) (io.ReadClo
 	}
 	from, err := r.origins(d.Digest)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.name, err)
+		return nil, r.named(err)
 	}
 	s, err := newStream(ctx, d, rested(from))
 	if errors.Is(err, fault.ErrNotFound) && ociimage.IsForeign(d.MediaType) {
 		s, err = r.foreign(ctx, d, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.name, err)
+		return nil, r.named(err)
 	}
 	return s, nil
 }

@@ -78,11 +78,13 @@ type retrier struct {
 func (r *retrier) progress() { r.fails = 0 }
 
 // again waits until it is worth trying again after err, and returns nil then.
-// It returns the error if it is not.
+// It returns the error if it is not, without what the server may have repeated
+// of our secrets.
 func (r *retrier) again(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	err = r.c.secrets.scrub(err)
 	r.fails++
 	if !r.c.retryable(err) {
 		return err
