@@ -99,15 +99,18 @@ func authFiles(name string) (files []string, must bool) {
 	return files, false
 }
 
+// readAuthFile reads the file of that name. That it cannot be read is a matter of
+// authentication: no other try would change it, and it is not the image that is
+// not there.
 func readAuthFile(name string) (*authFile, error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", err, fault.ErrUnauthorized)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxAuthFile+1))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", err, fault.ErrUnauthorized)
 	}
 	if len(b) > maxAuthFile {
 		return nil, fmt.Errorf("%s: over %d bytes: %w", name, maxAuthFile, fault.ErrUnauthorized)

@@ -60,6 +60,22 @@ func TestAuthFile(t *testing.T) {
 	}
 }
 
+// TestAuthFileUnreadable: another try would not change a file of credentials.
+func TestAuthFileUnreadable(t *testing.T) {
+	w := newWorld(t)
+	w.Basic(user, password)
+	for _, name := range []string{filepath.Join(t.TempDir(), "none"), t.TempDir()} {
+		w.Reset()
+		_, err := readBlob(w.open(t, func(o *Options) { o.AuthFile = name }), w.layer)
+		if !errors.Is(err, fault.ErrUnauthorized) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := len(w.Requests()); n != 1 {
+			t.Errorf("%s: %d requests", name, n)
+		}
+	}
+}
+
 func TestAuthFilePlaces(t *testing.T) {
 	one, two := t.TempDir(), t.TempDir()
 	t.Setenv("HOME", t.TempDir())
