@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -113,6 +114,39 @@ func TestTarRoundTrip(t *testing.T) {
 		if out, stderr, code := command("--check", "--data", copied); code != 0 || !strings.HasPrefix(out, "sound: ") {
 			t.Errorf("--check: %d, %s%s", code, out, stderr)
 		}
+	}
+}
+
+// TestTarXattrNames: a record's key cannot have every name, nor do all readers
+// take it as it stands.
+func TestTarXattrNames(t *testing.T) {
+	names := []string{"user.a=b", "user.a b=c", "user.a+b=\xff", "user.p%25q", "user.p%3Dq", "user.p%q", "user.p%2", "user.\n"}
+	records := map[string]string{}
+	for _, name := range names {
+		key := "LIBARCHIVE.xattr."
+		for _, c := range []byte(name) {
+			key += fmt.Sprintf("%%%02x", c)
+		}
+		records[key] = "MQ"
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "f", PAXRecords: records}); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	image := makeImage(t, b.Bytes(), build.Options{})
+	var e entry
+	out, _, _ := command("--stat", "--json", image, "/f")
+	if err := json.Unmarshal([]byte(out), &e); err != nil || len(e.Detail.Xattrs) != len(names) {
+		t.Fatalf("%v: %s", err, out)
+	}
+	out, stderr, code := command("--tar", image)
+	if code != 0 {
+		t.Fatalf("--tar: %d, %s", code, stderr)
+	}
+	if out, stderr, code := command("--diff", image, makeImage(t, []byte(out), build.Options{})); code != 0 {
+		t.Errorf("the image and its copy: %d, %s%s", code, out, stderr)
 	}
 }
 

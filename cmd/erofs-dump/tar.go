@@ -91,10 +91,10 @@ func (d *dump) tarEntry(ctx context.Context, w *tar.Writer, first map[uint64]str
 				continue
 			}
 		}
-		// "=" ends a record's key, so a name that has one goes in libarchive's
-		// form, which escapes it.
-		if strings.Contains(x.Name, "=") {
-			h.PAXRecords["LIBARCHIVE.xattr."+url.QueryEscape(x.Name)] = base64.RawStdEncoding.EncodeToString(x.Value)
+		if !plainKey(x.Name) {
+			// Percent-encoded, blanks too, which QueryEscape makes a "+".
+			name := strings.ReplaceAll(url.QueryEscape(x.Name), "+", "%20")
+			h.PAXRecords["LIBARCHIVE.xattr."+name] = base64.RawStdEncoding.EncodeToString(x.Value)
 			continue
 		}
 		h.PAXRecords["SCHILY.xattr."+x.Name] = string(x.Value)
@@ -113,6 +113,13 @@ func (d *dump) tarEntry(ctx context.Context, w *tar.Writer, first map[uint64]str
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	return nil
+}
+
+// plainKey tells whether an attribute's name can stand in a record's key as it
+// is: "=" ends a key, and GNU tar takes two sequences for what it writes in
+// place of others. Else there is libarchive's form.
+func plainKey(name string) bool {
+	return !strings.Contains(name, "=") && !strings.Contains(name, "%3D") && !strings.Contains(name, "%25")
 }
 
 // writeHeader writes a header. PAX has names in UTF-8, unless it says otherwise.
