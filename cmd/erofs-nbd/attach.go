@@ -95,6 +95,15 @@ func (f *flags) checkAttach() error {
 	return nil
 }
 
+// realDir is a directory's path without symbolic links, as the kernel has it in
+// its list of mounts; one that cannot be followed stays as it is.
+func realDir(dir string) string {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		return real
+	}
+	return dir
+}
+
 // absolute makes all paths absolute, for a server in another directory.
 func (f *flags) absolute() error {
 	paths := []*string{&f.Image, &f.Index, &f.Zinfo, &f.Seek, &f.Tmpdir, &f.Mount, &f.StateDir,
@@ -108,6 +117,9 @@ func (f *flags) absolute() error {
 			return err
 		}
 		*p = abs
+	}
+	if f.Mount != "" {
+		f.Mount = realDir(f.Mount)
 	}
 	for i, name := range f.Blob {
 		scheme, path := "", name

@@ -326,6 +326,7 @@ func (f *flags) targetIndex(name string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	dir = realDir(dir)
 	all, err := nbddev.StateDir(f.StateDir).List()
 	if err != nil {
 		return 0, err

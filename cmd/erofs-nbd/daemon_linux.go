@@ -87,9 +87,12 @@ func detachDaemon(env *cli.Env) error {
 		return err
 	}
 	defer null.Close()
-	env.Stderr = io.Discard
+	var stderr io.Writer = io.Discard
 	if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_WARNING, env.Name); err == nil {
-		env.Stderr = w
+		stderr = w
+	}
+	if s, ok := env.Stderr.(*switchedWriter); ok {
+		s.set(stderr)
 	}
 	for std := range 3 {
 		if err := unix.Dup3(int(null.Fd()), std, 0); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -60,4 +61,23 @@ func (l *log) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sayMissed()
+}
+
+// A switchedWriter writes to what it was last told to: a daemon's stderr becomes
+// the system's log while others already have something to say.
+type switchedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (s *switchedWriter) set(w io.Writer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.w = w
+}
+
+func (s *switchedWriter) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
 }

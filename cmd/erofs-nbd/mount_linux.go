@@ -75,15 +75,21 @@ func mountedOn(dir string, index int) (bool, error) {
 	}
 	defer f.Close()
 	mounted := false
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, maxMountLine)
+	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		// ID, parent, major:minor, root, mount point; the last one is on top.
 		if len(fields) > 4 && unescape(fields[4]) == dir {
 			mounted = fields[2] == strings.TrimSpace(string(dev))
 		}
 	}
-	return mounted, nil
+	return mounted, lines.Err()
 }
+
+// maxMountLine bounds a line of mountinfo, in bytes: an overlay of many layers
+// names them all.
+const maxMountLine = 1 << 20
 
 // unescape undoes the octal escapes that mountinfo has for spaces and the like.
 func unescape(s string) string {

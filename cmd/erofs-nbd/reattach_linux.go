@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/cmd/internal/regflags"
 	"github.com/layerpipe/layerpipe/pkg/fault"
 	"github.com/layerpipe/layerpipe/pkg/nbddev"
 )
@@ -102,6 +103,16 @@ func (f *flags) reattachAll(ctx context.Context, env *cli.Env) error {
 	if err != nil {
 		return err
 	}
+	if f.PasswordStdin {
+		// There is one stdin for all of them.
+		password, err := regflags.ReadPassword(env.Stdin)
+		if err != nil {
+			return err
+		}
+		if err := os.Setenv(regflags.PasswordVariable, password); err != nil {
+			return err
+		}
+	}
 	var failed error
 	for _, e := range all {
 		if e.Live {
@@ -114,6 +125,12 @@ func (f *flags) reattachAll(ctx context.Context, env *cli.Env) error {
 		}
 		if f.AuthFile != "" {
 			args = append(args, "--authfile", f.AuthFile)
+		}
+		if f.Verbose {
+			args = append(args, "--verbose")
+		}
+		if f.Stats {
+			args = append(args, "--stats")
 		}
 		if err := startDaemon(ctx, env, args); err != nil {
 			failed = err

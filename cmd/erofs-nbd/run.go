@@ -85,6 +85,9 @@ func run(ctx context.Context, env *cli.Env) (err error) {
 	if err != nil {
 		return err
 	}
+	if isDaemon() {
+		env.Stderr = &switchedWriter{w: env.Stderr}
+	}
 	log := newLog(env)
 	caching, err := f.openCaching(env, log)
 	if err != nil {

@@ -40,6 +40,18 @@ const PasswordVariable = "LAYERPIPE_PASSWORD"
 // maxPassword bounds what is read from stdin; tokens can be long.
 const maxPassword = 64 << 10
 
+// ReadPassword reads a password, for --password-stdin.
+func ReadPassword(stdin io.Reader) (string, error) {
+	b, err := io.ReadAll(io.LimitReader(stdin, maxPassword+1))
+	if err != nil {
+		return "", fmt.Errorf("password from stdin: %w", err)
+	}
+	if len(b) > maxPassword {
+		return "", cli.Usagef("password from stdin: over %d bytes", maxPassword)
+	}
+	return strings.TrimRight(string(b), "\r\n"), nil
+}
+
 // Options are the options for source.Open.
 func (f *Flags) Options(env *cli.Env) (source.Options, error) {
 	o := source.Options{
@@ -65,14 +77,10 @@ func (f *Flags) Options(env *cli.Env) (source.Options, error) {
 	case f.PasswordStdin && f.Username == "":
 		return o, cli.Usagef("--password-stdin needs --username")
 	case f.PasswordStdin:
-		b, err := io.ReadAll(io.LimitReader(env.Stdin, maxPassword+1))
-		if err != nil {
-			return o, fmt.Errorf("password from stdin: %w", err)
+		var err error
+		if o.Password, err = ReadPassword(env.Stdin); err != nil {
+			return o, err
 		}
-		if len(b) > maxPassword {
-			return o, cli.Usagef("password from stdin: over %d bytes", maxPassword)
-		}
-		o.Password = strings.TrimRight(string(b), "\r\n")
 	case f.Username != "":
 		p, ok := os.LookupEnv(PasswordVariable)
 		if !ok {

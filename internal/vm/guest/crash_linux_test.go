@@ -351,8 +351,12 @@ func TestNoSecrets(t *testing.T) {
 	s.kill()
 	os.Unsetenv("LAYERPIPE_PASSWORD")
 	command(t, 2, "LAYERPIPE_PASSWORD", "--reattach", dir)
-	os.Setenv("LAYERPIPE_PASSWORD", "hunter2-secret")
-	command(t, 0, "", "--reattach", dir, "--daemon")
+	all := exec.Command("erofs-nbd", "--reattach", "all", "--password-stdin")
+	all.Stdin = strings.NewReader("hunter2-secret\n")
+	if out, err := all.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	dropCaches(t)
 	someFile(t, dir)
 	command(t, 0, "", "--detach", dir)
 	s.gone()

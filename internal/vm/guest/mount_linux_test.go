@@ -83,6 +83,28 @@ func TestUmount(t *testing.T) {
 	s.gone()
 }
 
+// TestSymlink: a mount is found by its directory whatever that is called, be it
+// by a signal, a takeover, or one who detaches it.
+func TestSymlink(t *testing.T) {
+	dir := mountpoint(t)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, whole, "--mount", link)
+	someFile(t, dir)
+	s.signal(syscall.SIGTERM)
+	s.ends(0)
+	s.gone()
+
+	s = start(t, whole, "--mount", link)
+	s.kill()
+	command(t, 0, "", "--reattach", link, "--daemon")
+	someFile(t, dir)
+	command(t, 0, "", "--detach", link)
+	s.gone()
+}
+
 // stoppedBusy is a server that was told to end while somebody has a file open,
 // and what is in that.
 func stoppedBusy(t *testing.T) (s *server, f *os.File, want []byte) {
