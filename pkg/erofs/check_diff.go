@@ -39,7 +39,8 @@ type Difference struct {
 // image alone is named too. Sizes of directories do not count, nor does how an
 // image stores anything.
 func Diff(ctx context.Context, a, b *FS, fn func(Difference) error) error {
-	d := differ{ctx: ctx, a: newWalker(a), b: newWalker(b), fn: fn, same: make(map[[2]uint64]bool)}
+	d := differ{ctx: ctx, a: newWalker(a), b: newWalker(b), fn: fn, same: make(map[[2]uint64]bool),
+		inB: make(map[uint64]uint64), inA: make(map[uint64]uint64)}
 	return d.both(a.RootNid(), b.RootNid(), nil)
 }
 
@@ -48,6 +49,8 @@ type differ struct {
 	a, b *walker
 	fn   func(Difference) error
 	same map[[2]uint64]bool // pairs of files with several names that were compared
+	// What a file with several names is in the other image, by its first name.
+	inB, inA map[uint64]uint64
 }
 
 // both compares two inodes of one path.
@@ -152,6 +155,9 @@ func (d *differ) details(a, b *inode) ([]string, error) {
 	differ("device", a.Rdev, b.Rdev)
 	if !a.isDir() {
 		differ("links", a.Nlink, b.Nlink)
+		if a.Nlink > 1 && b.Nlink > 1 && !d.alsoLinked(a.Nid, b.Nid) {
+			list = append(list, "links with other names")
+		}
 	}
 	switch {
 	case a.IsSymlink():
@@ -185,6 +191,20 @@ func (d *differ) details(a, b *inode) ([]string, error) {
 		return nil, err
 	}
 	return append(list, xattrDetails(xa, xb)...), nil
+}
+
+// alsoLinked tells whether the names of two files that were met before were
+// names of these two, too: as many names need not be the same ones.
+func (d *differ) alsoLinked(a, b uint64) bool {
+	inB, metA := d.inB[a]
+	inA, metB := d.inA[b]
+	if !metA {
+		d.inB[a] = b
+	}
+	if !metB {
+		d.inA[b] = a
+	}
+	return (!metA || inB == b) && (!metB || inA == a)
 }
 
 func xattrDetails(a, b []Xattr) []string {

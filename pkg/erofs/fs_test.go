@@ -194,6 +194,31 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// TestDiffLinks: the same contents under the same names, which are names of
+// other files.
+func TestDiffLinks(t *testing.T) {
+	link := func(name, target string) tarEntry {
+		e := linkEntry(name, target)
+		e.header.Typeflag = '1'
+		return e
+	}
+	image := func(b, c, d tarEntry) *erofs.FS {
+		return openImage(t, buildImage(t, erofs.WriterOptions{}, erofs.Final{}, []tarEntry{fileEntry("a", "x"), b, c, d}))
+	}
+	x := image(link("b", "a"), fileEntry("c", "x"), link("d", "c"))
+	y := image(fileEntry("b", "x"), link("c", "a"), link("d", "b"))
+	var got []string
+	if err := erofs.Diff(t.Context(), x, y, func(d erofs.Difference) error {
+		got = append(got, d.Path+": "+strings.Join(d.Details, "; "))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"b: links with other names", "c: links with other names", "d: links with other names"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // TestDiffIndex: what two indexes have in one place of one layer is the same,
 // and needs no layer.
 func TestDiffIndex(t *testing.T) {
