@@ -141,6 +141,7 @@ func (a *authorizer) bearer(ctx context.Context, params map[string]string) (stri
 	if err != nil {
 		return "", err
 	}
+	a.c.realm.Store(realm.Hostname())
 	scopes := a.scopes(params["scope"])
 	req, err := tokenRequest(ctx, realm, params["service"], scopes, cred)
 	if err != nil {

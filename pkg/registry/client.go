@@ -31,6 +31,8 @@ type client struct {
 	base      url.URL // of the API; its scheme counts only once sure
 	host      string  // with port
 	transport *http.Transport
+	elsewhere *http.Transport // to hosts that are neither the registry's nor its token server's
+	realm     atomic.Value    // the token server's host name
 	auth      *authorizer
 	secrets   secrets
 	answered  atomic.Bool  // the host has answered at least once
@@ -47,7 +49,7 @@ func newClient(p place, user Options) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client{o: o, ref: p.ref, place: p, transport: t}
+	c := &client{o: o, ref: p.ref, place: p, transport: t, elsewhere: withoutCertificates(t)}
 	c.base, c.sure = p.address(o.PlainHTTP)
 	c.host = c.base.Host
 	c.auth = newAuthorizer(c, p.ref.Repository)

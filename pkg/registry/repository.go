@@ -77,6 +77,7 @@ func (r *Repository) named(err error) error {
 func (r *Repository) Close() error {
 	for _, c := range r.all {
 		c.transport.CloseIdleConnections()
+		c.elsewhere.CloseIdleConnections()
 	}
 	return nil
 }

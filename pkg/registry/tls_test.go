@@ -147,6 +147,44 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestClientCertificate: it is for the registry and its token server, and no
+// other host that asks for one sees it.
+func TestClientCertificate(t *testing.T) {
+	p := newPKI(t)
+	for _, tokens := range []bool{true, false} {
+		w := newTLSWorld(t, p, tls.RequestClientCert)
+		// The same server by another name, which its certificate does not have.
+		elsewhere := strings.Replace(w.srv.URL, "127.0.0.1", "localhost", 1)
+		if tokens {
+			w.Bearer(&testregistry.Tokens{Realm: elsewhere + "/token"})
+		}
+		var asked, shown atomic.Int64
+		w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool {
+			if strings.HasPrefix(req.Host, "localhost:") {
+				asked.Add(1)
+				shown.Add(int64(len(req.TLS.PeerCertificates)))
+			} else if len(req.TLS.PeerCertificates) != 1 {
+				t.Errorf("%s: the registry saw no certificate", req.URL.Path)
+			}
+			return false
+		}})
+		f := w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool {
+			return !tokens && testregistry.Blobs(req) && !strings.HasPrefix(req.Host, "localhost:")
+		}, Serve: func(rw http.ResponseWriter, req *http.Request, _ http.Handler) {
+			http.Redirect(rw, req, elsewhere+req.URL.Path, http.StatusTemporaryRedirect)
+		}})
+		r := w.open(t, func(o *Options) {
+			o.PlainHTTP, o.Insecure, o.CertFile, o.KeyFile = false, true, p.certFile, p.keyFile
+		})
+		if b, err := readBlob(r, w.layer); err != nil || !bytes.Equal(b, w.blob) {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+		if asked.Load() != 1 || (shown.Load() == 1) != tokens || (f.Delivered() == 0) != tokens {
+			t.Errorf("token server %v: the other host was asked %d times, and saw %d certificates", tokens, asked.Load(), shown.Load())
+		}
+	}
+}
+
 // TestNoDowngrade: a redirect from https to http is refused.
 func TestNoDowngrade(t *testing.T) {
 	p := newPKI(t)

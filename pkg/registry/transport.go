@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -81,6 +82,27 @@ func newTransport(o *Options, p *place) (*http.Transport, error) {
 	}, nil
 }
 
+// withoutCertificates is the transport for hosts that a client certificate is not
+// meant for: it says who we are, and each server may ask for one.
+func withoutCertificates(t *http.Transport) *http.Transport {
+	if len(t.TLSClientConfig.Certificates) == 0 {
+		return t
+	}
+	t = t.Clone()
+	t.TLSClientConfig.Certificates = nil
+	return t
+}
+
+// transportTo is the transport for an address.
+func (c *client) transportTo(u *url.URL) *http.Transport {
+	name := u.Hostname()
+	own := (&url.URL{Host: c.host}).Hostname()
+	if realm, _ := c.realm.Load().(string); strings.EqualFold(name, own) || strings.EqualFold(name, realm) {
+		return c.transport
+	}
+	return c.elsewhere
+}
+
 // watched is a body that fails once a Read has waited for the idle timeout.
 // Time that the consumer takes between two reads does not count.
 type watched struct {
@@ -99,7 +121,7 @@ func (c *client) roundTrip(req *http.Request) (*http.Response, error) {
 	if c.o.Requests != nil {
 		c.o.Requests.Add(1)
 	}
-	resp, err := c.transport.RoundTrip(req.WithContext(ctx))
+	resp, err := c.transportTo(req.URL).RoundTrip(req.WithContext(ctx))
 	timer.Stop()
 	if err != nil {
 		err = cause(ctx, err)
