@@ -136,12 +136,13 @@ type builder struct {
 	exclude []*regexp.Regexp
 	w       *erofs.Writer
 	tree    *rootfs.Tree
+	windows seek.WindowBudget
 	res     Result
 }
 
 // layer applies one layer to the tree.
 func (b *builder) layer(ctx context.Context, l *Layer) error {
-	r := layer.NewReader(ctx, l.Blob, layer.Options{Descriptor: l.Descriptor, Seek: b.opts.Index, SpanSize: b.opts.SpanSize})
+	r := layer.NewReader(ctx, l.Blob, layer.Options{Descriptor: l.Descriptor, Seek: b.opts.Index, SpanSize: b.opts.SpanSize, Windows: &b.windows})
 	defer r.Close()
 	n := len(b.res.Layers)
 	size, err := b.entries(n, l, r)

@@ -1,10 +1,12 @@
 package layer
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"hash"
 	"sync"
+	"sync/atomic"
 
 	"github.com/layerpipe/layerpipe/pkg/seek"
 )
@@ -33,12 +35,15 @@ type collector struct {
 
 	size int64 // bytes of output
 
+	tooMany atomic.Pointer[error] // there are more windows than a section may have
+
 	// The hashing goroutine's.
 	piece   hash.Hash
 	pieceN  int
 	last    byte // the last byte hashed
 	digests [][][32]byte
 	windows []seek.Window
+	budget  *seek.WindowBudget
 }
 
 type heldBlock struct {
@@ -68,6 +73,8 @@ func newCollector(s *stream, in *input) *collector {
 		jobs:  make(chan pieceJob, 2*queueLen),
 		done:  make(chan struct{}),
 		piece: sha256.New(),
+
+		budget: cmp.Or(s.o.Windows, new(seek.WindowBudget)),
 	}
 	in.lend = c.hold
 	if in.cur != nil { // what was sniffed at
@@ -95,6 +102,9 @@ func (c *collector) start(at int64) error {
 func (c *collector) span(sp seek.Span) error {
 	if c == nil {
 		return nil
+	}
+	if err := c.tooMany.Load(); err != nil {
+		return *err
 	}
 	from := sp.In
 	if !c.begun {
@@ -201,8 +211,12 @@ func (c *collector) hash() {
 				c.write([]byte{c.last})
 			}
 		case j.window != nil:
-			c.windows[len(c.windows)-1] = seek.PackWindow(j.window[:])
+			w := seek.PackWindow(j.window[:])
+			c.windows[len(c.windows)-1] = w
 			windows.Put(j.window)
+			if err := c.budget.Spend(w); err != nil {
+				c.tooMany.CompareAndSwap(nil, &err)
+			}
 		default:
 			c.write(j.data)
 			j.b.release()

@@ -2,9 +2,11 @@ package layer
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"testing"
 
+	"github.com/layerpipe/layerpipe/pkg/fault"
 	"github.com/layerpipe/layerpipe/pkg/seek"
 	"github.com/layerpipe/layerpipe/pkg/zinfo"
 )
@@ -43,5 +45,25 @@ func TestCheckpointsAreZinfos(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Windows that no reader of the section would take are not gathered up to the
+// layer's end, in however many layers they are: that may be far.
+func TestWindowBudget(t *testing.T) {
+	full := seek.PackWindow(bytes.Repeat([]byte{1}, seek.WindowSize))
+	var budget seek.WindowBudget
+	one := gzipped(t, text(1<<20, 1))
+	read := func(members int) error {
+		src := io.LimitReader(&endless{b: one}, int64(members*len(one)))
+		return readAll(src, Options{Seek: true, SpanSize: seek.WindowSize, Windows: &budget})
+	}
+	if err := read(3); err != nil {
+		t.Fatalf("at first: %v", err)
+	}
+	for budget.Spend(full) == nil {
+	}
+	if err := read(50); !errors.Is(err, fault.ErrUnsupported) {
+		t.Errorf("when there are enough: %v", err)
 	}
 }

@@ -27,6 +27,9 @@ type Options struct {
 	// SpanSize is the least number of uncompressed bytes between two
 	// checkpoints. 0 means 4 MiB.
 	SpanSize int64
+	// Windows counts the windows of a section that several layers make
+	// together, one Reader after the other. nil: this is the only layer.
+	Windows *seek.WindowBudget
 }
 
 // DefaultSpanSize is Options.SpanSize's default, in bytes.

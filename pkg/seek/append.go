@@ -70,7 +70,7 @@ func (s *Section) appendBody(b []byte) ([]byte, error) {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(s.Layers)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(text)))
 	b = append(b, text...)
-	var budget windowBudget
+	var budget WindowBudget
 	for i := range s.Layers {
 		l := &s.Layers[i]
 		if err = l.Validate(); err == nil {
@@ -84,7 +84,7 @@ func (s *Section) appendBody(b []byte) ([]byte, error) {
 }
 
 // append adds the record of a layer that has been validated.
-func (l *Layer) append(b []byte, budget *windowBudget) ([]byte, error) {
+func (l *Layer) append(b []byte, budget *WindowBudget) ([]byte, error) {
 	method, windows, err := l.packWindows(budget)
 	if err != nil {
 		return nil, err
@@ -122,7 +122,7 @@ func (l *Layer) append(b []byte, budget *windowBudget) ([]byte, error) {
 // packWindows compresses all windows in one go: neighbours resemble each
 // other. The windows pass through one at a time, so that a large layer's never
 // lie in memory at full size.
-func (l *Layer) packWindows(budget *windowBudget) (method byte, packed []byte, err error) {
+func (l *Layer) packWindows(budget *WindowBudget) (method byte, packed []byte, err error) {
 	var (
 		enc *zstd.Encoder
 		out bytes.Buffer
@@ -133,7 +133,7 @@ func (l *Layer) packWindows(budget *windowBudget) (method byte, packed []byte, e
 		if w.IsZero() {
 			continue
 		}
-		if err := budget.spend(w); err != nil {
+		if err := budget.Spend(w); err != nil {
 			return 0, nil, err
 		}
 		if enc == nil {

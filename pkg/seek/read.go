@@ -92,7 +92,7 @@ type cursor struct {
 	b       []byte
 	off     int // of b in the body
 	err     error
-	windows windowBudget
+	windows WindowBudget
 }
 
 // take returns the next n bytes, or nil after an error.
@@ -225,7 +225,7 @@ func (l *Layer) parseDigests(sums []byte) error {
 	return nil
 }
 
-func (l *Layer) unpackWindows(method byte, packed []byte, spans []int, budget *windowBudget) error {
+func (l *Layer) unpackWindows(method byte, packed []byte, spans []int, budget *WindowBudget) error {
 	switch {
 	case method == methodNone && len(packed) == 0 && len(spans) == 0:
 		return nil
@@ -250,7 +250,7 @@ func (l *Layer) unpackWindows(method byte, packed []byte, spans []int, budget *w
 			// One way to say it, and no work for nothing.
 			return corrupt("window of span %d is stored, and is all zeros", i)
 		}
-		if err := budget.spend(w); err != nil {
+		if err := budget.Spend(w); err != nil {
 			return err
 		}
 		l.Spans[i].Window = w

@@ -81,10 +81,13 @@ func (w Window) Unpack(dst []byte) {
 	}
 }
 
-// A windowBudget counts the windows of a section against what a reader takes.
-type windowBudget struct{ count, bytes int64 }
+// A WindowBudget counts the windows of a section, of all its layers, against
+// what a reader takes. Who makes a section counts them as they come: a layer can
+// be made such that there is no end of them.
+type WindowBudget struct{ count, bytes int64 }
 
-func (b *windowBudget) spend(w Window) error {
+// Spend counts one more. The error is a fault.ErrUnsupported.
+func (b *WindowBudget) Spend(w Window) error {
 	b.count++
 	b.bytes += int64(len(w.packed))
 	if b.count > maxWindows || b.bytes > maxWindowBytes {
