@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -327,6 +328,29 @@ func TestLogIsLimited(t *testing.T) {
 	l.flush()
 	if got := stderr.String(); !strings.HasSuffix(got, "x: late\nx: 1 more messages like these\n") {
 		t.Errorf("%s", got)
+	}
+}
+
+// TestSwitchedWriter: all that is said goes to one place or to the other, also
+// while that changes.
+func TestSwitchedWriter(t *testing.T) {
+	var before, after bytes.Buffer
+	w := &switchedWriter{w: &before}
+	env := &cli.Env{Name: "x", Stderr: w}
+	const lines = 100
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range lines {
+				env.Errorf("line")
+			}
+		})
+	}
+	w.set(&after)
+	wg.Wait()
+	env.Errorf("last")
+	if n := strings.Count(before.String()+after.String(), "x: line\n"); n != 4*lines || !strings.HasSuffix(after.String(), "x: last\n") {
+		t.Errorf("%d lines, %q", n, after.String())
 	}
 }
 
