@@ -91,13 +91,18 @@ func TestNextPage(t *testing.T) {
 		{[]string{`<?n=2>;rel=next`}, "https://reg.io/v2/a/referrers/x?n=2"},
 		{[]string{`<https://reg.io/y>; rel="first", <https://reg.io/z>; title="a, <b>; c" ; rel="last NEXT"`}, "https://reg.io/z"},
 		{[]string{`</a>; rel="prev"`, `</b>; rel="next"`}, "https://reg.io/b"},
-		{[]string{`<https://other.io/y>; rel="next"`}, ""},
-		{[]string{`<http://reg.io/y>; rel="next"`}, ""},
+		{[]string{`<https://other.io/y>; rel="next"`}, "error"},
+		{[]string{`<https://reg.io:444/y>; rel="next"`}, "error"},
+		{[]string{`<https://reg.io/%zz>; rel="next"`}, "error"},
+		{[]string{`<http://reg.io/y>; rel="next"`}, "https://reg.io/y"},
 		{[]string{`<https://u:p@reg.io/y>; rel="next"`}, "https://reg.io/y"},
 		{[]string{`</a>; title="rel=next"`, `</a>`, `<`, `</a`, `rel="next"`, ``}, ""},
 	} {
 		got := ""
-		if u := nextPage(home, tt.links); u != nil {
+		u, err := nextPage(home, tt.links)
+		if err != nil {
+			got = "error"
+		} else if u != nil {
 			got = u.String()
 		}
 		if got != tt.want {

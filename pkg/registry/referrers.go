@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -93,22 +94,30 @@ func (c *client) referrersOnce(ctx context.Context, u *url.URL, what string) ([]
 	if err != nil || doc.Index == nil {
 		return nil, nil, fmt.Errorf("%s: not an index: %w", what, fault.ErrCorrupt)
 	}
-	return doc.Index.Manifests, nextPage(u, resp.Header.Values("Link")), nil
+	next, err := nextPage(u, resp.Header.Values("Link"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return doc.Index.Manifests, next, nil
 }
 
-// nextPage is where the next page of an answer is; the address must be the
-// registry's own.
-func nextPage(u *url.URL, links []string) *url.URL {
+// nextPage is where the next page of an answer is, nil if this is the last one.
+// The address must be the registry's own; but one behind a proxy may not know
+// that it is spoken to by HTTPS. A list must not end where it goes on.
+func nextPage(u *url.URL, links []string) (*url.URL, error) {
 	target, ok := parseNext(links)
 	if !ok {
-		return nil
+		return nil, nil
 	}
 	next, err := u.Parse(target)
+	if err == nil && strings.EqualFold(next.Host, u.Host) {
+		next.Scheme = u.Scheme
+	}
 	if err != nil || !sameOrigin(u, next) {
-		return nil
+		return nil, fmt.Errorf("the next page is at a bad address: %w", fault.ErrCorrupt)
 	}
 	next.User = nil
-	return next
+	return next, nil
 }
 
 // referrersTag is the list under its tag; there is none if nothing is attached.
