@@ -244,10 +244,11 @@ func (p *plan) place(at int64) error {
 	return nil
 }
 
-// placeHead puts what it can of the first inodes, the root before all, into the
-// rest of the superblock's block, and returns how many those are. Numbers then
-// count from the image's beginning, so that an image whose metadata begins too
-// far from there must do without.
+// placeHead puts what fits of the first inodes, the root before all, into the
+// rest of the superblock's block, moves those to the front, and returns how many
+// they are. Numbers then count from the image's beginning, so that an image
+// whose metadata begins too far from there must do without, and so must one
+// whose root does not fit.
 func (p *plan) placeHead(at int64) (n int, err error) {
 	const reach = math.MaxUint32 / 2 * ondisk.SlotSize
 	next := alignSlot(p.w.headEnd())
@@ -255,19 +256,29 @@ func (p *plan) placeHead(at int64) (n int, err error) {
 		return 0, nil
 	}
 	var f form
-	for n < len(p.inodes) {
-		if err := p.form(&f, p.inodes[n]); err != nil {
+	var fit, rest []*rootfs.Inode
+	looked := int64(0)
+	for k := 0; k < len(p.inodes) && next < p.w.first && looked < batchSize; k++ {
+		i := p.inodes[k]
+		if err := p.form(&f, i); err != nil {
 			return 0, err
 		}
+		looked += f.size()
 		if next+f.size() > p.w.first {
-			break
+			if k == 0 {
+				break
+			}
+			rest = append(rest, i)
+			continue
 		}
-		p.inodes[n].Nid = uint32(next / ondisk.SlotSize)
+		i.Nid = uint32(next / ondisk.SlotSize)
 		next = alignSlot(next + f.size())
-		n++
+		fit = append(fit, i)
 	}
-	p.inHead = n
-	return n, nil
+	copy(p.inodes, fit)
+	copy(p.inodes[len(fit):], rest)
+	p.inHead = len(fit)
+	return p.inHead, nil
 }
 
 // batchSize is how many bytes of inodes are packed at a time: more packs better,
