@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -374,6 +375,59 @@ func TestWhole(t *testing.T) {
 					})
 				}
 			}
+		}
+	}
+}
+
+// A smallStore has room for a few parts only, and counts what is read.
+type smallStore struct {
+	mu    sync.Mutex
+	room  int
+	has   map[[32]byte][]byte
+	loads int
+}
+
+func (s *smallStore) Has(name [32]byte, size int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int64(len(s.has[name])) == size
+}
+
+func (s *smallStore) Load(name [32]byte, p []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loads++
+	return copy(p, s.has[name]) == len(p)
+}
+
+func (s *smallStore) Save(name [32]byte, p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.has) < s.room {
+		s.has[name] = p
+	}
+}
+
+func (s *smallStore) Drop([32]byte, []byte) {}
+
+// TestWholeNeverThere: where a store has not room for the whole layer, it is not
+// read through for a digest that cannot be had.
+func TestWholeNeverThere(t *testing.T) {
+	const blocks = 8
+	raw := bytes.Repeat([]byte("some bytes of a layer\n"), blocks*rawBlock/22)
+	for _, room := range []int{blocks - 1, blocks} {
+		s := &smallStore{room: room, has: make(map[[32]byte][]byte)}
+		checked := false
+		z, err := OpenRaw(&blobAt{b: raw}, spancache.New(0), LazyOptions{Digest: digest.FromBytes(raw), Store: s, OnWhole: func(err error) { checked = err == nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Fill(t.Context(), new(int64)); err != nil {
+			t.Fatal(err)
+		}
+		z.Close() // waits for the check
+		if complete := room == blocks; checked != complete || (s.loads == blocks) != complete || s.loads%blocks != 0 {
+			t.Errorf("room for %d of %d: checked %t after %d loads", room, blocks, checked, s.loads)
 		}
 	}
 }

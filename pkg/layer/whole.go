@@ -84,6 +84,13 @@ func (w *whole) lost(i int) {
 	w.checked = false
 }
 
+// again lets the next use of the layer check it anew.
+func (w *whole) again() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.checked = false
+}
+
 // err is not nil once the layer turned out to be wrong.
 func (w *whole) err() error {
 	if p := w.bad.Load(); p != nil {
@@ -95,12 +102,21 @@ func (w *whole) err() error {
 // check compares the digest.
 func (w *whole) check() {
 	l := w.l
+	// Where there is not room for all of it, one that is missing is found before
+	// the others are read in vain, time and again.
+	for i := range l.units.count() {
+		if !w.atHand(i) {
+			w.lost(i)
+			return
+		}
+	}
 	h := sha256.New()
 	var at int64 // bytes hashed
 	if in, _, _, _ := l.units.span(0); in > 0 {
 		// A gzip header is in no span.
 		head := make([]byte, in)
 		if err := l.fetch(l.ctx, demand{urgency: idle}, head, 0, func(int) {}); err != nil {
+			w.again()
 			return
 		}
 		h.Write(head)
@@ -127,13 +143,28 @@ func (w *whole) check() {
 	}
 }
 
+// atHand reports whether unit seems to have something to return.
+func (w *whole) atHand(i int) bool {
+	if _, ok := w.inMemory(i); ok {
+		return true
+	}
+	parts := w.l.parts(i)
+	return len(parts) == 1 && w.l.has(&parts[0])
+}
+
+// inMemory returns a unit's blob bytes if the memory cache has them.
+func (w *whole) inMemory(i int) ([]byte, bool) {
+	if _, plain := w.l.units.(*plainUnits); !plain {
+		return nil, false
+	}
+	return w.l.cache.Peek(w.l.spanKey(i))
+}
+
 // unit returns a unit's blob bytes, if they are at hand.
 func (w *whole) unit(i int) ([]byte, bool) {
 	l := w.l
-	if _, plain := l.units.(*plainUnits); plain {
-		if b, ok := l.cache.Peek(l.spanKey(i)); ok {
-			return b, true
-		}
+	if b, ok := w.inMemory(i); ok {
+		return b, true
 	}
 	parts := l.parts(i)
 	if len(parts) != 1 {
