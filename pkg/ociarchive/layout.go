@@ -74,10 +74,23 @@ func checkLayoutDir(dir string) error {
 	return nil
 }
 
+// OpenRegular opens a regular file. A layout may come from anywhere, and to open
+// a FIFO may take for ever.
+func OpenRegular(name string) (*os.File, error) {
+	st, err := os.Stat(name)
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file: %w", name, fault.ErrCorrupt)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(name)
+}
+
 // ReadSmall reads a file that describes an image or a layout, which is bounded
 // as manifests are.
 func ReadSmall(name string) ([]byte, error) {
-	f, err := os.Open(name)
+	f, err := OpenRegular(name)
 	if err != nil {
 		return nil, err
 	}
@@ -124,12 +137,12 @@ func (l *Layout) holds(d ocispec.Descriptor) bool {
 	if ociimage.CheckDescriptor(d) != nil {
 		return false
 	}
-	f, err := os.Open(l.path(l.dir, d))
+	f, err := OpenRegular(l.path(l.dir, d))
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() != d.Size {
+	if st, err := f.Stat(); err != nil || st.Size() != d.Size {
 		return false
 	}
 	_, err = io.Copy(io.Discard, ociimage.NewVerifier(f, d))

@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -69,14 +68,11 @@ func (l *layout) open(d ocispec.Descriptor) (*os.File, int64, error) {
 	if err := ociimage.CheckDigest(d.Digest); err != nil {
 		return nil, 0, err
 	}
-	f, err := os.Open(filepath.Join(l.dir, filepath.FromSlash(ociimage.BlobPath(d.Digest))))
+	f, err := ociarchive.OpenRegular(filepath.Join(l.dir, filepath.FromSlash(ociimage.BlobPath(d.Digest))))
 	if err != nil {
 		return nil, 0, notFound(err)
 	}
 	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file: %w", f.Name(), fault.ErrCorrupt)
-	}
 	if err == nil && d.Size > 0 && st.Size() != d.Size {
 		err = fmt.Errorf("%s: %d bytes, want %d: %w", f.Name(), st.Size(), d.Size, fault.ErrIntegrity)
 	}
@@ -118,14 +114,11 @@ func openArchive(ref, name string) (Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
-	f, err := os.Open(path)
+	f, err := ociarchive.OpenRegular(path)
 	if err != nil {
 		return nil, notFound(err)
 	}
 	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = errors.New("not a regular file")
-	}
 	var a *ociarchive.File
 	if err == nil {
 		a, err = ociarchive.OpenFile(f, st.Size())
