@@ -220,7 +220,11 @@ func (r *resolver) checked(ctx context.Context, d ocispec.Descriptor, b []byte, 
 }
 
 func (r *resolver) other(p ocispec.Platform) {
-	if s := clip(FormatPlatform(p)); !slices.Contains(r.others, s) {
+	s := FormatPlatform(p)
+	if len(p.OSFeatures) > 0 {
+		s += " with " + strings.Join(p.OSFeatures, " and ")
+	}
+	if s = clip(s); !slices.Contains(r.others, s) {
 		r.others = append(r.others, s)
 	}
 }

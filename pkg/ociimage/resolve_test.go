@@ -133,6 +133,10 @@ func TestResolvePlatforms(t *testing.T) {
 			t.Errorf("%v does not list %s", err, have)
 		}
 	}
+	// Else it would say that there is what it says there is not.
+	if _, err := m.resolve(m.index(features), "linux/amd64"); !strings.Contains(fmt.Sprint(err), "linux/amd64 with sse9") {
+		t.Errorf("%v does not name the feature", err)
+	}
 }
 
 // TestResolveManifest: the config is fetched only to tell the platform.
