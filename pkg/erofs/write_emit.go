@@ -107,6 +107,11 @@ func (p *plan) emit(start int64) error {
 				dir = list.append(dir[:0], p.w.bs)
 			}
 			whole := int64(len(dir)) - f.inline
+			if whole > 0 && blocks.off != i.Offset { // placeHead has changed the order
+				if err := blocks.seek(i.Offset); err != nil {
+					return err
+				}
+			}
 			if err := blocks.write(dir[:whole]); err != nil {
 				return err
 			}
@@ -115,9 +120,9 @@ func (p *plan) emit(start int64) error {
 			}
 			buf = append(buf, dir[whole:]...)
 		}
-		if k < p.inHead {
-			copy(p.head[p.inodeOffset(i)-ondisk.SuperOffset:], buf)
-		} else if err := out.writeAt(buf, p.inodeOffset(i)); err != nil {
+		if off := p.inodeOffset(i); off < p.w.first {
+			copy(p.head[off-ondisk.SuperOffset:], buf)
+		} else if err := out.writeAt(buf, off); err != nil {
 			return err
 		}
 	}

@@ -23,8 +23,7 @@ type plan struct {
 	meta    int64 // offset of nid 0, a multiple of the block size
 	xattrAt int64 // offset of the shared xattrs, too
 	metaEnd int64
-	inHead  int    // so many of inodes are in the superblock's block
-	head    []byte // that block from the superblock on, but for what is written last
+	head    []byte // the superblock's block from there on, but for what is written last
 	batch   []packItem
 }
 
@@ -224,7 +223,7 @@ func (p *plan) place(at int64) error {
 	}
 	p.xattrAt = at
 	at += int64(len(p.xattrs.area))
-	from, err := p.placeHead(at)
+	from, rootToo, err := p.placeHead(at)
 	if err != nil {
 		return err
 	}
@@ -235,6 +234,12 @@ func (p *plan) place(at int64) error {
 		p.meta = (at - 1) &^ (p.w.bs - 1)
 	}
 	pack := newPacker(p.w.bs, at-p.meta)
+	if !rootToo {
+		if _, err := p.placeBatch(pack, 0); err != nil {
+			return err
+		}
+		from++
+	}
 	for from < len(p.inodes) {
 		if from, err = p.placeBatch(pack, from); err != nil {
 			return err
@@ -244,41 +249,55 @@ func (p *plan) place(at int64) error {
 	return nil
 }
 
-// placeHead puts what fits of the first inodes, the root before all, into the
-// rest of the superblock's block, moves those to the front, and returns how many
-// they are. Numbers then count from the image's beginning, so that an image
-// whose metadata begins too far from there must do without, and so must one
-// whose root does not fit.
-func (p *plan) placeHead(at int64) (n int, err error) {
-	const reach = math.MaxUint32 / 2 * ondisk.SlotSize
+// placeHead puts what fits of the first inodes into the rest of the superblock's
+// block, moves those to the front, the root before all, and returns how many
+// they are and whether the root is one. Numbers then count from the image's
+// beginning, so that an image whose metadata begins too far from there must do
+// without, and sooner if the root, whose number has 16 bits, does not fit.
+func (p *plan) placeHead(at int64) (n int, rootToo bool, err error) {
+	const (
+		reach     = math.MaxUint32 / 2 * ondisk.SlotSize
+		rootReach = math.MaxUint16 * ondisk.SlotSize
+	)
 	next := alignSlot(p.w.headEnd())
 	if at > reach {
-		return 0, nil
+		return 0, false, nil
 	}
 	var f form
-	var fit, rest []*rootfs.Inode
-	looked := int64(0)
-	for k := 0; k < len(p.inodes) && next < p.w.first && looked < batchSize; k++ {
-		i := p.inodes[k]
-		if err := p.form(&f, i); err != nil {
-			return 0, err
-		}
-		looked += f.size()
-		if next+f.size() > p.w.first {
-			if k == 0 {
-				break
-			}
-			rest = append(rest, i)
-			continue
+	put := func(i *rootfs.Inode) (fits bool, err error) {
+		if err := p.form(&f, i); err != nil || next+f.size() > p.w.first {
+			return false, err
 		}
 		i.Nid = uint32(next / ondisk.SlotSize)
 		next = alignSlot(next + f.size())
-		fit = append(fit, i)
+		return true, nil
 	}
-	copy(p.inodes, fit)
-	copy(p.inodes[len(fit):], rest)
-	p.inHead = len(fit)
-	return p.inHead, nil
+	if rootToo, err = put(p.inodes[0]); err != nil || !rootToo && at+2*p.w.bs > rootReach {
+		return 0, false, err
+	}
+	var fit, rest []*rootfs.Inode
+	looked := int64(0)
+	for _, i := range p.inodes[1:] {
+		if next == p.w.first || looked > batchSize {
+			break
+		}
+		fits, err := put(i)
+		if err != nil {
+			return 0, false, err
+		}
+		if fits {
+			fit = append(fit, i)
+		} else {
+			rest = append(rest, i)
+		}
+		looked += f.size()
+	}
+	copy(p.inodes[1:], fit)
+	copy(p.inodes[1+len(fit):], rest)
+	if n = len(fit); rootToo {
+		n++
+	}
+	return n, rootToo, nil
 }
 
 // batchSize is how many bytes of inodes are packed at a time: more packs better,
