@@ -17,8 +17,11 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/ociimage"
 )
 
-// maxReferrerPages bounds what a registry can make us ask for.
-const maxReferrerPages = 16
+// Bounds on what a registry can make us ask for, and keep.
+const (
+	maxReferrerPages = 16
+	maxReferrerBytes = 2 * ociimage.MaxManifestSize // of all pages
+)
 
 // Referrers lists what is attached to a manifest: indexes, signatures. With an
 // artifact type, only what is of it. Registries without the API for it (OCI
@@ -49,16 +52,20 @@ func (c *client) referrers(ctx context.Context, subject digest.Digest, artifactT
 		q.Set("artifactType", artifactType)
 		u.RawQuery = q.Encode()
 	}
+	left := maxReferrerBytes
 	for page := 0; u != nil; page++ {
 		if page == maxReferrerPages {
 			return nil, fmt.Errorf("referrers of %s: over %d pages: %w", subject, maxReferrerPages, fault.ErrCorrupt)
 		}
-		x, next, err := c.referrersPage(ctx, u, "referrers of "+subject.String())
+		x, n, next, err := c.referrersPage(ctx, u, "referrers of "+subject.String())
 		if errors.Is(err, fault.ErrNotFound) && page == 0 {
 			x, err = c.referrersTag(ctx, subject)
 		}
 		if err != nil {
 			return nil, err
+		}
+		if left -= n; left < 0 {
+			return nil, fmt.Errorf("referrers of %s: over %d bytes: %w", subject, maxReferrerBytes, fault.ErrCorrupt)
 		}
 		list = append(list, x...)
 		u = next
@@ -66,39 +73,39 @@ func (c *client) referrers(ctx context.Context, subject digest.Digest, artifactT
 	return list, nil
 }
 
-// referrersPage gets one answer, and where the next one is.
-func (c *client) referrersPage(ctx context.Context, u *url.URL, what string) (list []ocispec.Descriptor, next *url.URL, err error) {
+// referrersPage gets one answer, of size bytes, and where the next one is.
+func (c *client) referrersPage(ctx context.Context, u *url.URL, what string) (list []ocispec.Descriptor, size int, next *url.URL, err error) {
 	retry := retrier{c: c}
 	for {
-		list, next, err = c.referrersOnce(ctx, u, what)
+		list, size, next, err = c.referrersOnce(ctx, u, what)
 		if err == nil {
-			return list, next, nil
+			return list, size, next, nil
 		}
 		if err := retry.again(ctx, err); err != nil {
-			return nil, nil, err
+			return nil, 0, nil, err
 		}
 	}
 }
 
-func (c *client) referrersOnce(ctx context.Context, u *url.URL, what string) ([]ocispec.Descriptor, *url.URL, error) {
+func (c *client) referrersOnce(ctx context.Context, u *url.URL, what string) (list []ocispec.Descriptor, size int, next *url.URL, err error) {
 	resp, err := c.get(ctx, http.MethodGet, u, http.Header{"Accept": {ocispec.MediaTypeImageIndex}}, what)
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, nil, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, ociimage.MaxManifestSize+1))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", what, err)
+		return nil, 0, nil, fmt.Errorf("%s: %w", what, err)
 	}
 	doc, err := ociimage.Parse(resp.Header.Get("Content-Type"), b)
 	if err != nil || doc.Index == nil {
-		return nil, nil, fmt.Errorf("%s: not an index: %w", what, fault.ErrCorrupt)
+		return nil, 0, nil, fmt.Errorf("%s: not an index: %w", what, fault.ErrCorrupt)
 	}
-	next, err := nextPage(u, resp.Header.Values("Link"))
+	next, err = nextPage(u, resp.Header.Values("Link"))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", what, err)
+		return nil, 0, nil, fmt.Errorf("%s: %w", what, err)
 	}
-	return doc.Index.Manifests, next, nil
+	return doc.Index.Manifests, len(b), next, nil
 }
 
 // nextPage is where the next page of an answer is, nil if this is the last one.

@@ -65,6 +65,18 @@ func TestReferrers(t *testing.T) {
 	if _, err := w.open(t).Referrers(t.Context(), w.manifest.Digest, ""); !errors.Is(err, fault.ErrCorrupt) {
 		t.Errorf("endless pages: %v", err)
 	}
+	// Few pages, but large ones.
+	w.ClearFaults()
+	w.Inject(&testregistry.Fault{Match: testregistry.Path("/referrers/"), Serve: func(rw http.ResponseWriter, req *http.Request, _ http.Handler) {
+		n := len(req.URL.RawQuery)
+		if n < 4 {
+			rw.Header().Set("Link", "<?"+strings.Repeat("n", n+1)+`>; rel="next"`)
+		}
+		fmt.Fprintf(rw, `{"schemaVersion":2,"manifests":[],"annotations":{"a":%q}}`, strings.Repeat("x", 3<<20))
+	}})
+	if _, err := w.open(t).Referrers(t.Context(), w.manifest.Digest, ""); !errors.Is(err, fault.ErrCorrupt) || !strings.Contains(err.Error(), "bytes") {
+		t.Errorf("large pages: %v", err)
+	}
 	if _, err := w.open(t).Referrers(t.Context(), "sha256:../x", ""); !errors.Is(err, fault.ErrCorrupt) {
 		t.Errorf("bad digest: %v", err)
 	}
