@@ -12,6 +12,7 @@ import (
 
 	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/testimage"
+	"github.com/layerpipe/layerpipe/pkg/erofs"
 )
 
 // TestSizeAsMkfs: no image is larger than what mkfs.erofs makes of the same tar,
@@ -98,5 +99,62 @@ func TestSizeAsMkfs(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSmallSizeAsMkfs: of small trees each block counts, and what stands in the
+// superblock's.
+func TestSmallSizeAsMkfs(t *testing.T) {
+	mkfs := interop.Peer(t, "mkfs.erofs")
+	dir := t.TempDir()
+	tarball, theirs, ours := filepath.Join(dir, "a.tar"), filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		any := func(n ...int) int { return n[rng.IntN(len(n))] }
+		var buf bytes.Buffer
+		b := testimage.NewBuilder(&buf)
+		b.Dir("./", 0o755)
+		dirs := []string{""}
+		for k := range any(1, 3, 10, 40) {
+			name := fmt.Sprint(dirs[rng.IntN(len(dirs))], strings.Repeat("n", any(3, 8, 60, 250)), k)
+			owner, mtime := testimage.Owner(uint32(any(0, 0, 70_000)), 0), testimage.Mtime(time.Unix(int64(any(0, 0, 1e9+k)), 0))
+			switch rng.IntN(5) {
+			case 0:
+				b.Dir(name+"/", 0o755, owner, mtime)
+				dirs = append(dirs, name+"/")
+			case 1:
+				b.Symlink(name, strings.Repeat("t", any(1, 100, 500, 1000, 3000, 4000, 4095)), owner, mtime)
+			default:
+				b.File(name, 0o644, strings.Repeat("c", any(0, 1, 100, 400, 1000, 3000, 4000, 4096, 9000)), owner, mtime)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(tarball, buf.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		block := fmt.Sprint("-b", 512<<rng.IntN(4))
+		os.Remove(theirs)
+		interop.Run(t, append(append(mkfs, "--quiet", "--tar=f", block), theirs, tarball)...)
+		tar2erofs(t, nil, block, ours, tarball)
+		want, err := os.Stat(theirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image, err := os.ReadFile(ours)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if int64(len(image)) > want.Size() {
+			t.Errorf("seed %d, %s: %d bytes, mkfs.erofs %d", seed, block, len(image), want.Size())
+		}
+		fsys, err := erofs.Open(bytes.NewReader(image))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fsys.Check(t.Context(), erofs.CheckOptions{}, func(p erofs.Problem) { t.Errorf("seed %d, %s: %v", seed, block, p) }); err != nil {
+			t.Error(err)
+		}
 	}
 }
