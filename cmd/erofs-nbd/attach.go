@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -91,6 +92,30 @@ func (f *flags) checkAttach() error {
 		return cli.Usagef("--daemon is for a server")
 	case f.attaching() && f.DeadTimeout < time.Second:
 		return cli.Usagef("--dead-timeout: at least 1s")
+	}
+	return nil
+}
+
+// checkAlone refuses what would go unheard: a device that is attached has its
+// server's flags, but for a few that are said anew.
+func (f *flags) checkAlone() error {
+	a := f.action()
+	if a == "" {
+		return nil
+	}
+	defaults := new(flags)
+	if err := cli.Parse(new(cli.Env), defaults, description); err != nil {
+		return err
+	}
+	if f.DeadTimeout != defaults.DeadTimeout {
+		return cli.Usagef("%s goes without --dead-timeout: that is of what attaches a device", a)
+	}
+	given := *f
+	given.attachFlags = defaults.attachFlags
+	given.Username, given.AuthFile, given.PasswordStdin = "", "", false
+	given.Verbose, given.Stats = false, false
+	if !reflect.DeepEqual(&given, defaults) {
+		return cli.Usagef("%s goes without flags for a server, except --username, --password-stdin, --authfile, --stats and --verbose: what is attached keeps its own", a)
 	}
 	return nil
 }

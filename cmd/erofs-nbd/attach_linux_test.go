@@ -37,6 +37,10 @@ func TestBadAttachFlags(t *testing.T) {
 		{"--detach nbd0 --reattach nbd0", "only one of"},
 		{"--list --daemon", "--daemon is for"},
 		{"--reattach nbd0 --blob x", "--reattach goes without"},
+		{"--reattach nbd0 --cache-dir x", "keeps its own"},
+		{"--reattach all --plain-http", "keeps its own"},
+		{"--detach nbd0 --prefetch all", "keeps its own"},
+		{"--reattach nbd0 --dead-timeout 1h", "--dead-timeout"},
 	} {
 		mustRefuse(t, tt.args, cli.ExitUsage, tt.want, strings.Fields(tt.args)...)
 	}

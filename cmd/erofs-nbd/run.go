@@ -63,6 +63,9 @@ func run(ctx context.Context, env *cli.Env) (err error) {
 	if err := f.check(); err != nil {
 		return err
 	}
+	if err := f.checkAlone(); err != nil {
+		return err
+	}
 	switch {
 	case f.List:
 		return f.list(env)

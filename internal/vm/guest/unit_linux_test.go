@@ -3,6 +3,7 @@ package guest
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -25,7 +26,12 @@ func TestUnit(t *testing.T) {
 		}
 	}
 	dir := mountpoint(t)
-	t.Setenv("MOUNT", dir)
+	// However somebody may have written it.
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("MOUNT", link+"/")
 	t.Setenv("ARGS", whole+" --mount-options nosuid")
 	s := launch(t, "sh", "-c", command)
 	t.Cleanup(func() { exec.Command("erofs-nbd", "--detach", s.dev, "--force").Run() })
