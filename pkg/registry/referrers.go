@@ -30,10 +30,14 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 	if err := ociimage.CheckDigest(subject); err != nil {
 		return nil, err
 	}
-	// What is attached changes, as tags do.
+	// What is attached changes, as tags do; and many mirrors hold images alone, so
+	// that one knows of nothing does not mean that there is nothing.
 	var list []ocispec.Descriptor
 	err := r.each(ctx, byTag, func(c *client) (err error) {
 		list, err = c.referrers(ctx, subject, artifactType)
+		if err == nil && len(list) == 0 && c.place.mirror {
+			err = fmt.Errorf("referrers of %s: %w", subject, fault.ErrNotFound)
+		}
 		return err
 	})
 	if err != nil {

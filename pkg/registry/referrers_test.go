@@ -57,6 +57,14 @@ func TestReferrers(t *testing.T) {
 		t.Errorf("sha512: %v, %v", list, err)
 	}
 
+	// A mirror has the image, and nothing that is attached to it.
+	w.ClearFaults()
+	mirror := newWorld(t)
+	r := w.open(t, mirroredBy(t, w, mirror))
+	if list, err := r.Referrers(t.Context(), w.manifest.Digest, ""); err != nil || len(list) != 2 || len(mirror.Requests()) == 0 {
+		t.Errorf("by a mirror without: %v, %v, after %d requests to it", list, err, len(mirror.Requests()))
+	}
+
 	// Pages without end.
 	w.ClearFaults()
 	w.Inject(&testregistry.Fault{Match: testregistry.Path("/referrers/"), Serve: testregistry.Header(func(h http.Header) {
