@@ -90,7 +90,7 @@ func redact(s string) string {
 	// NAME:TAG@ALGORITHM:HEX is no credential, whatever is wrong with the digest.
 	algorithm, hex, isDigest := strings.Cut(rest[i+1:], ":")
 	isPort := hex != "" && len(hex) <= len("65535") && strings.Trim(hex, "0123456789") == ""
-	isDigest = isDigest && !isPort && !strings.ContainsAny(algorithm, "./") && !strings.Contains(hex, "/")
+	isDigest = isDigest && (!isPort || digest.Algorithm(algorithm).Available()) && !strings.ContainsAny(algorithm, "./") && !strings.Contains(hex, "/")
 	if !ok && (isDigest || !strings.Contains(rest[:i], ":")) {
 		return clip(s)
 	}

@@ -72,6 +72,7 @@ func TestParseReferenceBad(t *testing.T) {
 		"https://me:hunter2@reg.io/app":       "no https://",
 		"https://hunter2@reg.io/app":          "no https://",
 		"golang:1.26@sha256:abc":              "digest",
+		"golang:1.26@sha256:00":               "bad digest",
 	} {
 		_, err := ParseReference(in)
 		if !errors.Is(err, fault.ErrUsage) || !strings.Contains(err.Error(), why) || len(err.Error()) > 300 {
