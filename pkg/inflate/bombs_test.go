@@ -141,7 +141,7 @@ func TestLargestTables(t *testing.T) {
 // What a block's tables cost is bounded by what its header costs the attacker,
 // so that blocks without data are not much dearer than data, byte for byte.
 func TestTableWork(t *testing.T) {
-	const limit = 16 // entries for each bit of a header
+	const limit = 12 // entries for each bit of a header
 	var codes [][]uint8
 	for n := 2; n <= 286; n++ {
 		for short := 1; 1<<short <= n; short++ {

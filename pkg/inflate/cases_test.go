@@ -164,6 +164,16 @@ func TestCases(t *testing.T) {
 			case len(got) != c.out:
 				t.Fatalf("%x: %d bytes, want %d", in, len(got), c.out)
 			}
+			if strings.Contains(c.err, "unexpected end") {
+				return
+			}
+			// The last bytes of the input are plainLoop's. With more behind them,
+			// those are the inner loops' to judge.
+			more := append(in, noise(500, 1)...)
+			if got, err := readRaw(more); len(got) != c.out || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+				t.Fatalf("%x, with more behind: %d bytes, %v; want %d, %q", in, len(got), err, c.out, c.err)
+			}
+			checkFlate(t, more)
 		})
 	}
 }

@@ -105,6 +105,10 @@ func TestLoadHostile(t *testing.T) {
 		{"in huge", set64(point(3), 1<<63), "checkpoint at"},
 		{"out huge", set64(point(3)+8, 1<<63), "checkpoint at"},
 		{"more than 1032:1", set64(point(1)+8, 1<<40), "more output"},
+		{"just more than 1032:1", func(b []byte) []byte {
+			in := binary.LittleEndian.Uint64(b[point(1):]) - binary.LittleEndian.Uint64(b[point(0):])
+			return set64(point(1)+8, 1032*(in+1)+1)(b[:point(2)])
+		}, "more output"},
 		{"in the header", set64(point(0), 9), "no such position"},
 		{"first not at 0", set64(point(0)+8, 1), "no checkpoint at the start"},
 	} {

@@ -2,6 +2,7 @@ package zinfo
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,8 +28,10 @@ func TestSameAsSOCI(t *testing.T) {
 		"all":   allFields(t, data),
 		"empty": member(t, nil, "", 0),
 		"small": member(t, data[:100], "", 0),
+		// Blocks end where a span does, exactly: that is not enough for a point.
+		"flushed": flushed(t, data, 50_000),
 	} {
-		for _, span := range []int64{1, 30_000, 200_000, 1 << 22} {
+		for _, span := range []int64{1, 30_000, 50_000, 200_000, 1 << 22} {
 			t.Run(fmt.Sprintf("%s/%d", name, span), func(t *testing.T) {
 				ref := naive{in: in, span: span}
 				if err := ref.gunzip(); err != nil {
@@ -48,6 +52,25 @@ func TestSameAsSOCI(t *testing.T) {
 			})
 		}
 	}
+}
+
+// flushed is a member with a block's end after each n bytes of data.
+func flushed(t *testing.T, data []byte, n int) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	for part := range slices.Chunk(data, n) {
+		if _, err := w.Write(part); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
 }
 
 // The same, against erofs-utils. Its first window is memory that nobody wrote
