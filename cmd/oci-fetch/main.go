@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -213,6 +214,10 @@ func (c *command) runAll(ctx context.Context) error {
 	})
 }
 
+// layoutTag is what an image in a layout may be called (OCI image-spec,
+// annotations, org.opencontainers.image.ref.name): others find no other name.
+var layoutTag = regexp.MustCompile(`^[A-Za-z0-9]+((--|[-._@+])[A-Za-z0-9]+)*$`)
+
 // layout runs write with the layout that -o oci:DIR[:TAG] names, and fetches
 // those of the blobs that it does not have.
 func (c *command) layout(ctx context.Context, name string, blobs []ocispec.Descriptor,
@@ -220,6 +225,9 @@ func (c *command) layout(ctx context.Context, name string, blobs []ocispec.Descr
 	dir, tag, err := source.SplitTag(name)
 	if err != nil || strings.Contains(tag, ":") {
 		return cli.Usagef("--output oci:%s: want oci:DIR or oci:DIR:TAG", name)
+	}
+	if tag != "" && !layoutTag.MatchString(tag) {
+		return cli.Usagef("--output oci:%s: %q is no tag: letters and digits, with -, ., _, @ or + between them", name, tag)
 	}
 	l, err := ociarchive.CreateLayout(dir)
 	if err != nil {
