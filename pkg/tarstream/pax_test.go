@@ -193,6 +193,7 @@ func TestACL(t *testing.T) {
 		{base + ",group:staff:r--", fault.ErrUnsupported},
 		{base + ",user:lisa:r--:x", fault.ErrUnsupported},
 		{base + ",user:4294967296:r--", fault.ErrUnsupported},
+		{base + ",user:4294967295:r--", fault.ErrCorrupt}, // the file could not be opened
 		{base + ",user:5:rws", fault.ErrCorrupt},
 		{base + ",user:5:r--,user:5:rw-", fault.ErrCorrupt},
 		{base + ",owner:5:r--", fault.ErrCorrupt},

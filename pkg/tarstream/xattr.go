@@ -182,6 +182,9 @@ func checkACL(acl []aclEntry) error {
 		if count[a.tag]++; i > 0 && a.tag == acl[i-1].tag && a.id == acl[i-1].id {
 			return fmt.Errorf("an entry stands twice: %w", fault.ErrCorrupt)
 		}
+		if (a.tag == aclUser || a.tag == aclGroup) && a.id == aclNoID {
+			return fmt.Errorf("an entry for %d, nobody's number: %w", uint32(aclNoID), fault.ErrCorrupt)
+		}
 	}
 	if len(acl) == 0 {
 		return nil
