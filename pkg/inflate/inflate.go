@@ -46,8 +46,8 @@ const (
 	outSize = outEnd - WindowSize - outSlack
 
 	inSize = 64 << 10 // a power of two, too
-	// inMargin is what one round of the inner loop may read: four refills at
-	// most, each of which moves up to 7 bytes and loads 8.
+	// inMargin is what one round of the inner loop may read: three refills at
+	// most, each of which moves up to 7 bytes and loads 8, and some to spare.
 	inMargin = 40
 	// inSlack is how many zeros follow the end of the input: refill moves up to
 	// 15 bytes into them.
