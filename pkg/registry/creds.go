@@ -134,9 +134,9 @@ func parseAuthFile(b []byte, name string) (*authFile, error) {
 // lookup asks the helper for the registry, then the store for all, then the
 // file itself.
 func (f *authFile) lookup(ctx context.Context, ref Reference, notify func(string, ...any)) (credential, error) {
-	server := ref.Domain
-	if server == "docker.io" {
-		server = hubKey
+	servers := []string{ref.Domain}
+	if ref.Domain == "docker.io" {
+		servers = []string{hubKey, ref.Domain} // what docker login calls it, and podman login
 	}
 	for _, helper := range []string{f.helper(ref.Domain), f.CredsStore} {
 		if helper == "" {
@@ -145,16 +145,18 @@ func (f *authFile) lookup(ctx context.Context, ref Reference, notify func(string
 		if strings.ContainsAny(helper, `/\`) {
 			return credential{}, fmt.Errorf("%s: credential helper with a path for a name: %w", f.name, fault.ErrUnauthorized)
 		}
-		limited, cancel := context.WithTimeoutCause(ctx, helperTime, fmt.Errorf("no answer in %s", helperTime))
-		cred, err := askHelper(limited, helper, server, notify)
-		cancel()
-		if err != nil {
-			// The image may be public: whether this matters shows later.
-			notify("docker-credential-%s, which %s names, gave no credential for %s: %v", helper, f.name, ref.Domain, err)
-			continue
-		}
-		if cred != (credential{}) {
-			return cred, nil
+		for _, server := range servers {
+			limited, cancel := context.WithTimeoutCause(ctx, helperTime, fmt.Errorf("no answer in %s", helperTime))
+			cred, err := askHelper(limited, helper, server, notify)
+			cancel()
+			if err != nil {
+				// The image may be public: whether this matters shows later.
+				notify("docker-credential-%s, which %s names, gave no credential for %s: %v", helper, f.name, ref.Domain, err)
+				break
+			}
+			if cred != (credential{}) {
+				return cred, nil
+			}
 		}
 	}
 	return f.entry(ref)

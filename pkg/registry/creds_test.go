@@ -140,6 +140,25 @@ esac
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	podmans := `#!/bin/sh
+read server
+case $server in
+docker.io) echo '{"Username":"hub","Secret":"y"}';;
+*) echo 'credentials not found in native keychain'; exit 1;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-podman"), []byte(podmans), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	hub, err := ParseReference("golang")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{AuthFile: authFileOf(t, `{"credHelpers":{"docker.io":"podman"}}`)}
+	got, err := o.credential(t.Context(), hub, func(f string, a ...any) { t.Errorf(f, a...) })
+	if want := (credential{Username: "hub", Password: "y"}); err != nil || got != want {
+		t.Errorf("Docker Hub's by podman login: %+v, %v", got, err)
+	}
 	file := authFileOf(t, `{"credHelpers":{"reg.io":"test","none.io":"no-such"},"credsStore":"test","auths":{"other.io":{"username":"a","password":"b"}}}`)
 	for ref, want := range map[string]credential{
 		"reg.io/a":     {Username: user, Password: password},
