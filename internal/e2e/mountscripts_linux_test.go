@@ -5,8 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -176,11 +178,42 @@ func TestOciMountFuse(t *testing.T) {
 		t.Errorf("oci-umount: %d %s", r.code, r.stderr)
 	}
 	interop.Run(t, "umount", mounts[1])
-	for end := time.Now().Add(30 * time.Second); len(left()) > 0; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("left: %q", left())
+	nothing := func() {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); len(left()) > 0; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("left: %q", left())
+			}
 		}
 	}
+	nothing()
+
+	// A server that dies leaves a mount whose reads fail, and which goes as ever.
+	if r := ociMount(mounts[0]); r.code != 0 {
+		t.Fatalf("oci-mount: %d %s", r.code, r.stderr)
+	}
+	names, err = filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if b, _ := os.ReadFile(name); bytes.Contains(b, []byte(indexes)) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			if err == nil {
+				err = syscall.Kill(pid, syscall.SIGKILL)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if r := mountScript(t, "oci-umount", mounts[0]); r.code != 0 {
+		t.Errorf("oci-umount after its server's death: %d %s", r.code, r.stderr)
+	}
+	if entries, err := os.ReadDir(mounts[0]); err != nil || len(entries) > 0 {
+		t.Errorf("still mounted: %v, %v", entries, err)
+	}
+	nothing()
 }
 
 // TestOciMountNoDriver: where the kernel has no nbd, that is what one is told,
