@@ -108,8 +108,8 @@ func TestSmallSizeAsMkfs(t *testing.T) {
 	mkfs := interop.Peer(t, "mkfs.erofs")
 	dir := t.TempDir()
 	tarball, theirs, ours := filepath.Join(dir, "a.tar"), filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
-	for seed := range uint64(40) {
-		rng := rand.New(rand.NewPCG(seed, 3))
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed+240, 3)) // 278 needs its root outside of the superblock's block
 		any := func(n ...int) int { return n[rng.IntN(len(n))] }
 		var buf bytes.Buffer
 		b := testimage.NewBuilder(&buf)

@@ -223,7 +223,42 @@ func (p *plan) place(at int64) error {
 	}
 	p.xattrAt = at
 	at += int64(len(p.xattrs.area))
-	from, rootToo, err := p.placeHead(at)
+	if len(p.inodes) > fewInodes {
+		return p.placeInodes(at, headOrder{})
+	}
+	// A block more or less is a good part of a small image: there the best of
+	// several ways to fill the superblock's block is taken.
+	inodes := slices.Clone(p.inodes)
+	place := func(o headOrder) error {
+		copy(p.inodes, inodes)
+		return p.placeInodes(at, o)
+	}
+	best, least := headOrder{}, int64(math.MaxInt64)
+	for _, o := range []headOrder{{}, {largest: true}, {noRoot: true}, {noRoot: true, largest: true}} {
+		if err := place(o); err != nil {
+			return err
+		}
+		if p.metaEnd < least {
+			best, least = o, p.metaEnd
+		}
+	}
+	return place(best)
+}
+
+// fewInodes is up to how many a tree is small.
+const fewInodes = 64
+
+// A headOrder says what goes into the superblock's block; of the zero value the
+// root first, and then what fits in the tree's order.
+type headOrder struct {
+	noRoot  bool // the root stays out
+	largest bool // large ones before small ones
+}
+
+// placeInodes gives inodes their numbers, behind the offset at.
+func (p *plan) placeInodes(at int64, o headOrder) error {
+	p.meta = 0
+	from, rootToo, err := p.placeHead(at, o)
 	if err != nil {
 		return err
 	}
@@ -254,7 +289,7 @@ func (p *plan) place(at int64) error {
 // they are and whether the root is one. Numbers then count from the image's
 // beginning, so that an image whose metadata begins too far from there must do
 // without, and sooner if the root, whose number has 16 bits, does not fit.
-func (p *plan) placeHead(at int64) (n int, rootToo bool, err error) {
+func (p *plan) placeHead(at int64, o headOrder) (n int, rootToo bool, err error) {
 	const (
 		reach     = math.MaxUint32 / 2 * ondisk.SlotSize
 		rootReach = math.MaxUint16 * ondisk.SlotSize
@@ -272,8 +307,21 @@ func (p *plan) placeHead(at int64) (n int, rootToo bool, err error) {
 		next = alignSlot(next + f.size())
 		return true, nil
 	}
-	if rootToo, err = put(p.inodes[0]); err != nil || !rootToo && at+2*p.w.bs > rootReach {
+	if !o.noRoot {
+		rootToo, err = put(p.inodes[0])
+	}
+	if err != nil || !rootToo && at+2*p.w.bs > rootReach {
 		return 0, false, err
+	}
+	if o.largest {
+		size := make(map[*rootfs.Inode]int64)
+		for _, i := range p.inodes {
+			if err := p.form(&f, i); err != nil {
+				return 0, false, err
+			}
+			size[i] = f.size()
+		}
+		slices.SortStableFunc(p.inodes[1:], func(a, b *rootfs.Inode) int { return cmp.Compare(size[b], size[a]) })
 	}
 	var fit, rest []*rootfs.Inode
 	looked := int64(0)
