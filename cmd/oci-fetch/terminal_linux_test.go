@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 )
@@ -34,7 +35,7 @@ func openTerminal(t *testing.T, columns int) *terminal {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skipf("skipped: no pseudo-terminals here: %v", err)
+		interop.Missing(t, "no pseudo-terminals here: %v", err)
 	}
 	fd := int(master.Fd())
 	err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)

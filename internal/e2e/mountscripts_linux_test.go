@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"bytes"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,16 +39,22 @@ func mountScript(t *testing.T, name string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), stderr.String()}
 }
 
-// using lists the processes that have this text among their arguments.
-func using(t *testing.T, text string) (found []string) {
+// using has the processes with this text among their arguments, and those, by
+// their ids.
+func using(t *testing.T, text string) map[int]string {
 	t.Helper()
 	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil || len(names) == 0 {
 		t.Fatalf("%v, %v", names, err)
 	}
+	found := make(map[int]string)
 	for _, name := range names {
 		if b, _ := os.ReadFile(name); bytes.Contains(b, []byte(text)) {
-			found = append(found, strings.ReplaceAll(string(b), "\x00", " "))
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[pid] = strings.ReplaceAll(string(b), "\x00", " ")
 		}
 	}
 	return found
@@ -92,7 +100,7 @@ func TestOciMountFuse(t *testing.T) {
 				found = append(found, name)
 			}
 		}
-		return append(found, using(t, indexes)...)
+		return slices.AppendSeq(found, maps.Values(using(t, indexes)))
 	}
 
 	// What fails leaves no process, no mount and no directory.
@@ -145,7 +153,7 @@ func TestOciMountFuse(t *testing.T) {
 		fstree.EqualTree(t, d, want, fstree.Options{})
 	}
 	if found := using(t, mountPassword); len(found) > 0 {
-		t.Errorf("all users see %q", found)
+		t.Errorf("all users see %v", found)
 	}
 	names, err := filepath.Glob(filepath.Join(indexes, "*"))
 	if err != nil || len(names) != 1 || !strings.HasSuffix(names[0], ".erofs") {
@@ -192,20 +200,14 @@ func TestOciMountFuse(t *testing.T) {
 	if r := ociMount(mounts[0]); r.code != 0 {
 		t.Fatalf("oci-mount: %d %s", r.code, r.stderr)
 	}
-	names, err = filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		if b, _ := os.ReadFile(name); bytes.Contains(b, []byte(indexes)) {
-			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-			if err == nil {
-				err = syscall.Kill(pid, syscall.SIGKILL)
-			}
-			if err != nil {
-				t.Error(err)
-			}
+	for pid := range using(t, indexes) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Error(err)
 		}
+	}
+	// nbdfuse learns of it from a read, and ends.
+	if tree, err := fstree.List(mounts[0], fstree.Options{}); err == nil {
+		t.Errorf("%d files are read without a server", len(tree))
 	}
 	if r := mountScript(t, "oci-umount", mounts[0]); r.code != 0 {
 		t.Errorf("oci-umount after its server's death: %d %s", r.code, r.stderr)

@@ -2,6 +2,7 @@ package interop
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +48,20 @@ func TryMountErofs(t testing.TB, file, dir string, options ...string) error {
 	}
 	t.Cleanup(func() { unmount(t, dir) })
 	return nil
+}
+
+// KernelSince tells whether the kernel is of this version or a later one.
+func KernelSince(t testing.TB, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
+		t.Fatal(err)
+	}
+	return a > major || a == major && b >= minor
 }
 
 // unmount takes a mount down. A process that has just ended may hold it for a

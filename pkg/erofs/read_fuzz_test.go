@@ -13,8 +13,8 @@ import (
 var errBudget = errors.New("enough for one input")
 
 // FuzzRead reads damaged images: no panic, no end that does not come, and no
-// more memory than an extent takes. It starts from the golden images our own
-// writer's, and those of encoded extents by hand.
+// more memory than an extent takes. It starts from the golden images, our own
+// writer's, and one of encoded extents for each size of their records.
 func FuzzRead(f *testing.F) {
 	for _, g := range golden {
 		img, err := os.ReadFile(goldenFile(g.name))
