@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 	"github.com/layerpipe/layerpipe/pkg/fault"
 	"github.com/layerpipe/layerpipe/pkg/layer"
 	"github.com/layerpipe/layerpipe/pkg/seek"
@@ -55,11 +57,12 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 // one helps nobody.
 func foreign(head []byte, piped bool, err error) error {
 	var what string
+	image := len(head) >= sniffed && binary.LittleEndian.Uint32(head[ondisk.SuperOffset:]) == ondisk.Magic
 	at := func(off int, magic string) bool {
 		return len(head) >= off+len(magic) && string(head[off:off+len(magic)]) == magic
 	}
 	switch {
-	case at(sectionAt, sectionHead):
+	case seek.Begins(head):
 		return fmt.Errorf("this is a seek section without its end: cut short, or with data behind it: %w", fault.ErrCorrupt)
 	case !errors.Is(err, fault.ErrCorrupt):
 		return err
@@ -67,9 +70,9 @@ func foreign(head []byte, piped bool, err error) error {
 		what = "an index of gztool's"
 	case at(0, "GZIDX"):
 		what = "an index of indexed_gzip's"
-	case at(1024, "\xe2\xe1\xf5\xe0") && piped:
+	case image && piped:
 		what = "an EROFS image, whose seek section cannot be had from a pipe"
-	case at(1024, "\xe2\xe1\xf5\xe0"):
+	case image:
 		what = "an EROFS image that does not end in a seek section"
 	case layer.Sniff(head) != layer.Plain:
 		what = layer.Sniff(head).String() + " data"
@@ -80,21 +83,15 @@ func foreign(head []byte, piped bool, err error) error {
 }
 
 // sniffed is how much foreign wants to see of a file: up to a superblock.
-const sniffed = 1024 + 4
+const sniffed = ondisk.SuperOffset + 4
 
-// A section has its descriptors, which are JSON, where a zinfo has a span size:
-// one of 37 TB then.
-const (
-	sectionAt   = 8
-	sectionHead = `{"`
-)
-
-// loadPiped tells the formats apart by their first bytes.
+// loadPiped tells the formats apart by their first bytes. Where a section has the
+// beginning of its JSON a zinfo has a span size: one of petabytes then.
 func (x *index) loadPiped(r io.Reader, blobSize int64) error {
 	br := bufio.NewReader(r)
 	head, _ := br.Peek(sniffed)
 	head = bytes.Clone(head)
-	if len(head) < sectionAt || !bytes.HasPrefix(head[sectionAt:], []byte(sectionHead)) {
+	if !seek.Begins(head) {
 		var err error
 		if x.zinfo, err = zinfo.Load(br, blobSize); err != nil {
 			err = foreign(head, true, err)

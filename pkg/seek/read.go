@@ -76,6 +76,12 @@ func readBody(r io.ReaderAt, end int64) ([]byte, error) {
 	return body, nil
 }
 
+// Begins reports whether head, the first bytes of a file, begins as a section's
+// body does, for those who tell formats apart. It says nothing of the rest.
+func Begins(head []byte) bool {
+	return len(head) >= bodyJSON+2 && string(head[bodyJSON:bodyJSON+2]) == `{"`
+}
+
 func readFull(r io.ReaderAt, p []byte, off int64) error {
 	n, err := r.ReadAt(p, off)
 	if n == len(p) {
