@@ -221,23 +221,15 @@ func (d *dump) printSeek(s *seekInfo, row func(name, format string, args ...any)
 		row("seek section", "damaged: %s", s.Error)
 		return
 	}
-	row("seek section", "%d %s", len(s.Layers), plural(len(s.Layers), "layer"))
+	row("seek section", "%s", cli.Count(len(s.Layers), "layer"))
 	if s.Manifest != "" {
 		row("  manifest", "%s", s.Manifest)
 	}
 	for i, l := range s.Layers {
-		row(fmt.Sprintf("  layer %d", i), "%s of %s (%s uncompressed), %d %s, %d %s", cli.Size(l.BlobSize), l.Kind, cli.Size(l.Size),
-			l.Spans, plural(l.Spans, "span"), l.Digests, plural(l.Digests, "digest"))
+		row(fmt.Sprintf("  layer %d", i), "%s of %s (%s uncompressed), %s, %s", cli.Size(l.BlobSize), l.Kind, cli.Size(l.Size),
+			cli.Count(l.Spans, "span"), cli.Count(l.Digests, "digest"))
 		row("", "%s", l.Digest)
 	}
-}
-
-// plural is a noun for n things.
-func plural(n int, noun string) string {
-	if n == 1 {
-		return noun
-	}
-	return noun + "s"
 }
 
 func or(s, empty string) string {

@@ -81,7 +81,7 @@ func (c *command) showSection(s *seek.Section) error {
 		return c.showJSON(info)
 	}
 	for _, l := range info.Layers {
-		fmt.Fprintf(c.env.Stdout, "%s, %s, %d bytes, uncompressed %d, in %d spans\n", l.Digest, l.Kind, l.BlobSize, l.Size, len(l.Spans))
+		fmt.Fprintf(c.env.Stdout, "%s, %s, %d bytes, uncompressed %d, in %s\n", l.Digest, l.Kind, l.BlobSize, l.Size, cli.Count(len(l.Spans), "span"))
 		if err := showPoints(c.env.Stdout, "SPAN", l.Spans, l.Size); err != nil {
 			return err
 		}

@@ -145,7 +145,7 @@ func (c *command) verify(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", c.flags.File, err)
 	}
 	if !c.flags.Quiet {
-		_, err = fmt.Fprintf(c.env.Stdout, "%s: %d spans of %d bytes are good\n", c.flags.Verify, spans, n)
+		_, err = fmt.Fprintf(c.env.Stdout, "%s is good: %s, %d bytes\n", c.flags.Verify, cli.Count(spans, "span"), n)
 	}
 	return err
 }

@@ -148,5 +148,5 @@ func describe(img *source.Image) string {
 	if p := img.Manifest.Platform; p != nil {
 		s += " for " + ociimage.FormatPlatform(*p)
 	}
-	return fmt.Sprintf("%s, %d layers of %s", s, len(img.Layers), cli.Size(blobBytes(img.Layers)))
+	return fmt.Sprintf("%s, %s of %s", s, cli.Count(len(img.Layers), "layer"), cli.Size(blobBytes(img.Layers)))
 }

@@ -118,8 +118,8 @@ func run(ctx context.Context, env *cli.Env) error {
 		}
 	}
 	if f.Verbose {
-		env.Errorf("%s: %s, %d files from %d entries in %d layers, metadata %s, seek section %s", f.Out,
-			cli.Size(res.Size), res.Inodes, res.Entries, len(res.Layers), cli.Size(res.Metadata), cli.Size(res.SeekSection))
+		env.Errorf("%s: %s, %d files from %d entries in %s, metadata %s, seek section %s", f.Out,
+			cli.Size(res.Size), res.Inodes, res.Entries, cli.Count(len(res.Layers), "layer"), cli.Size(res.Metadata), cli.Size(res.SeekSection))
 	}
 	return nil
 }

@@ -56,3 +56,11 @@ func (s Size) String() string {
 	}
 	return fmt.Sprintf("%d B", int64(s))
 }
+
+// Count is n of a noun that takes an s: "1 span", "2 spans".
+func Count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return strconv.Itoa(n) + " " + noun + "s"
+}
