@@ -93,7 +93,7 @@ func (d *dump) info(ctx context.Context) error {
 		return err
 	}
 	if d.flags.JSON {
-		return d.printJSON(i)
+		return cli.PrintJSON(d.out, i)
 	}
 	d.printInfo(&i)
 	return nil

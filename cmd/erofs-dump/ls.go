@@ -204,17 +204,3 @@ func marshal(v any) ([]byte, error) {
 	err := e.Encode(v)
 	return bytes.TrimSpace(b.Bytes()), err
 }
-
-func (d *dump) printJSON(v any) error {
-	b, err := marshal(v)
-	if err != nil {
-		return err
-	}
-	var pretty bytes.Buffer
-	if err := json.Indent(&pretty, b, "", "  "); err != nil {
-		return err
-	}
-	pretty.WriteByte('\n')
-	_, err = d.out.Write(pretty.Bytes())
-	return err
-}

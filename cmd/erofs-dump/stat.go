@@ -57,7 +57,7 @@ func (d *dump) stat(ctx context.Context) error {
 		return err
 	}
 	if d.flags.JSON {
-		return d.printJSON(e)
+		return cli.PrintJSON(d.out, e)
 	}
 	d.printStat(e)
 	return nil

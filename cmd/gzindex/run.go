@@ -31,14 +31,14 @@ type flags struct {
 	Zinfo  given `placeholder:"INDEX" help:"The index to --read with, of either format; with a seek section what is read is verified."`
 
 	Output    given    `short:"o" placeholder:"FILE" help:"Write the index to FILE, which appears when all is well."`
-	SpanSize  cli.Size `default:"4MiB" placeholder:"SIZE" help:"Decompressed bytes between two checkpoints, at least (${default})."`
+	SpanSize  cli.Size `default:"4MiB" placeholder:"BYTES" help:"Decompressed bytes between two checkpoints, at least (default ${default})."`
 	Seek      bool     `help:"Make a seek section, of a gzip, zstd or plain file."`
 	Sparse    bool     `help:"Zero what is not needed of the windows: the index then compresses several times better, but is no longer the same as SOCI's."`
 	PerMember bool     `help:"A checkpoint at every member's start, too: erofs-utils cannot read beyond a member."`
 	Tee       given    `placeholder:"FILE" help:"Write the decompressed data to FILE (- is stdout, with -o) while indexing."`
 
-	JSON  bool `name:"json" help:"Show as JSON."`
-	Jobs  int  `short:"j" placeholder:"N" help:"Spans to verify at once (one for each processor)."`
+	JSON  bool `name:"json" help:"With --show: print JSON."`
+	Jobs  int  `short:"j" placeholder:"N" help:"With --verify: spans to verify at once (default: one for each processor)."`
 	Quiet bool `short:"q" help:"Print nothing but errors."`
 }
 
@@ -131,10 +131,7 @@ type command struct {
 
 // name is the input's name in messages.
 func (c *command) name() string {
-	if c.flags.File == "" || c.flags.File == "-" {
-		return "stdin"
-	}
-	return c.flags.File
+	return cli.Label(c.flags.File)
 }
 
 // openBlob opens FILE, to be read at any offset.

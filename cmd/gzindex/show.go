@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -58,9 +57,9 @@ func (c *command) show() error {
 		info.Points = append(info.Points, pointInfo{In: p.In, Bits: p.Bits, Out: p.Out, Window: nonZero(window[:])})
 	}
 	if c.flags.JSON {
-		return c.showJSON(info)
+		return cli.PrintJSON(c.env.Stdout, info)
 	}
-	fmt.Fprintf(c.env.Stdout, "%d checkpoints, at least %s between two\n", len(info.Points), cli.Size(info.SpanSize))
+	fmt.Fprintf(c.env.Stdout, "%s, at least %s between two\n", cli.Count(len(info.Points), "checkpoint"), cli.Size(info.SpanSize))
 	return showPoints(c.env.Stdout, "POINT", info.Points, -1)
 }
 
@@ -78,7 +77,7 @@ func (c *command) showSection(s *seek.Section) error {
 		info.Layers = append(info.Layers, li)
 	}
 	if c.flags.JSON {
-		return c.showJSON(info)
+		return cli.PrintJSON(c.env.Stdout, info)
 	}
 	for _, l := range info.Layers {
 		fmt.Fprintf(c.env.Stdout, "%s, %s, %d bytes, uncompressed %d, in %s\n", l.Digest, l.Kind, l.BlobSize, l.Size, cli.Count(len(l.Spans), "span"))
@@ -87,12 +86,6 @@ func (c *command) showSection(s *seek.Section) error {
 		}
 	}
 	return nil
-}
-
-func (c *command) showJSON(v any) error {
-	e := json.NewEncoder(c.env.Stdout)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 // showPoints prints a table. size is that of the data, or -1.

@@ -47,7 +47,7 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 	}
 	if err != nil {
 		r.Close()
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", cli.Label(name), err)
 	}
 	return x, nil
 }
@@ -145,7 +145,7 @@ func (c *command) verify(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", c.flags.File, err)
 	}
 	if !c.flags.Quiet {
-		_, err = fmt.Fprintf(c.env.Stdout, "%s is good: %s, %d bytes\n", c.flags.Verify, cli.Count(spans, "span"), n)
+		_, err = fmt.Fprintf(c.env.Stdout, "%s is good: %s, %d bytes\n", cli.Label(string(c.flags.Verify)), cli.Count(spans, "span"), n)
 	}
 	return err
 }

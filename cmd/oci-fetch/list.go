@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -25,7 +24,7 @@ type listing struct {
 
 func list(w io.Writer, img *source.Image, asJSON bool) error {
 	if asJSON {
-		return printJSON(w, listing{img.Name, img.Manifest, img.Config, notNull(img.Layers), blobBytes(img.Layers)})
+		return cli.PrintJSON(w, listing{img.Name, img.Manifest, img.Config, notNull(img.Layers), blobBytes(img.Layers)})
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "LAYER\tMEDIA TYPE\tSIZE\tDIGEST")
@@ -58,7 +57,7 @@ func listAll(w io.Writer, set *source.Set, asJSON bool) error {
 		for _, img := range set.Images {
 			l.Images = append(l.Images, imageListing{img.Manifest, img.Config, notNull(img.Layers)})
 		}
-		return printJSON(w, l)
+		return cli.PrintJSON(w, l)
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "PLATFORM\tLAYERS\tSIZE\tDIGEST")
@@ -91,7 +90,7 @@ type referrersListing struct {
 
 func listReferrers(w io.Writer, ref string, subject ocispec.Descriptor, found []ocispec.Descriptor, asJSON bool) error {
 	if asJSON {
-		return printJSON(w, referrersListing{ref, subject, notNull(found)})
+		return cli.PrintJSON(w, referrersListing{ref, subject, notNull(found)})
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "ARTIFACT TYPE\tSIZE\tDIGEST")
@@ -103,12 +102,6 @@ func listReferrers(w io.Writer, ref string, subject ocispec.Descriptor, found []
 		fmt.Fprintf(tw, "%s\t%s\t%s\n", printable(kind), cli.Size(d.Size), d.Digest)
 	}
 	return tw.Flush()
-}
-
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 // notNull makes a list that is absent one that is empty.

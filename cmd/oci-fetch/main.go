@@ -44,16 +44,16 @@ type flags struct {
 	Config   bool   `xor:"what" help:"Write only the configuration."`
 	List     bool   `xor:"what" help:"List the layers."`
 	Digest   bool   `xor:"what" help:"Print the manifest's digest."`
-	JSON     bool   `name:"json" help:"List as JSON."`
+	JSON     bool   `name:"json" help:"With --list or --referrers: print JSON."`
 
 	AllPlatforms bool   `help:"Take the images for all platforms, in one archive."`
 	Docker       bool   `help:"Make the archive one for docker load as well, with a manifest.json."`
 	Referrers    bool   `xor:"what" help:"List what is attached to the image: indexes, signatures."`
-	ArtifactType string `placeholder:"TYPE" help:"Only such referrers."`
+	ArtifactType string `placeholder:"TYPE" help:"With --referrers: list only those of this type."`
 
 	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or add to the layout oci:DIR[:TAG], which is made if need be."`
-	Jobs    int    `short:"j" aliases:"concurrency" default:"3" placeholder:"N" help:"Connections to download with (${default})."`
-	Retries int    `default:"6" placeholder:"N" help:"Failures in a row, without a byte between them, after which to give up (${default})."`
+	Jobs    int    `short:"j" aliases:"concurrency" default:"3" placeholder:"N" help:"Connections to download with (default ${default})."`
+	Retries int    `default:"6" placeholder:"N" help:"Failures in a row, without a byte between them, after which to give up (default ${default})."`
 	Quiet   bool   `short:"q" help:"Print nothing but errors."`
 	Verbose bool   `short:"v" help:"Say what is done."`
 

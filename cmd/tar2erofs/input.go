@@ -72,12 +72,12 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 	}
 	if !image {
 		if len(head) == 0 {
-			return nil, fmt.Errorf("%s: empty input: %w", label(names[0]), io.ErrUnexpectedEOF)
+			return nil, fmt.Errorf("%s: empty input: %w", cli.Label(names[0]), io.ErrUnexpectedEOF)
 		}
 		if f.Platform != "" {
-			return nil, cli.Usagef("--platform: %s is a layer, not an image", label(names[0]))
+			return nil, cli.Usagef("--platform: %s is a layer, not an image", cli.Label(names[0]))
 		}
-		one := &build.Layer{Name: label(names[0]), Blob: r, Whole: regular || f.NoEnd}
+		one := &build.Layer{Name: cli.Label(names[0]), Blob: r, Whole: regular || f.NoEnd}
 		if f.Digest != "" {
 			one.Descriptor = &ocispec.Descriptor{Digest: digest.Digest(f.Digest)}
 		}
@@ -85,7 +85,7 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 		return in, nil
 	}
 	if f.Digest != "" {
-		return nil, cli.Usagef("--digest is for a single layer: %s is an image, whose digests are inside", label(names[0]))
+		return nil, cli.Usagef("--digest is for a single layer: %s is an image, whose digests are inside", cli.Label(names[0]))
 	}
 	if kind != layer.Plain {
 		lr := layer.NewReader(ctx, r, layer.Options{})
@@ -100,7 +100,7 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 	}
 	a, err := ociarchive.NewReader(r, o)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", label(names[0]), err)
+		return nil, fmt.Errorf("%s: %w", cli.Label(names[0]), err)
 	}
 	in.closers = append(in.closers, a)
 	// What the index says about the image must not depend on the tag it had, or
@@ -110,13 +110,6 @@ func (f *flags) open(ctx context.Context, env *cli.Env, spool string) (_ *input,
 	}
 	in.Layers = &archive{a: a}
 	return in, nil
-}
-
-func label(name string) string {
-	if name == "-" {
-		return "stdin"
-	}
-	return name
 }
 
 // headSize is enough to see the first tar header behind whatever a header may

@@ -240,6 +240,7 @@ func Parse(env *Env, flags any, description string) (err error) {
 	if err != nil {
 		return err
 	}
+	parser.Model.HelpFlag.Help = "Print this help and exit."
 	if _, err = parser.Parse(env.Args); errors.Is(err, syscall.EPIPE) {
 		return err // --help | head
 	} else if err != nil {

@@ -29,6 +29,14 @@ func (e *Env) Open(name string) (io.ReadCloser, error) {
 	return io.NopCloser(e.Stdin), nil
 }
 
+// Label is what messages call a file to read: as it was given, or stdin.
+func Label(name string) string {
+	if name == "" || name == "-" {
+		return "stdin"
+	}
+	return name
+}
+
 // nopFile is stdin with a Close that leaves it open.
 type nopFile struct{ *os.File }
 
