@@ -36,7 +36,7 @@ func Load(r io.Reader, blobSize int64) (*Index, error) {
 			break
 		}
 		if err != nil {
-			return nil, loadError(l.off, err)
+			return nil, l.readError(err)
 		}
 		if err := l.add(b[:]); err != nil {
 			return nil, err
@@ -66,7 +66,7 @@ func Open(r io.ReaderAt, size, blobSize int64) (*Index, error) {
 	}
 	for l.off < size {
 		if err := readAt(r, b[:], l.off); err != nil {
-			return nil, loadError(l.off, err)
+			return nil, l.readError(err)
 		}
 		if err := l.add(b[:]); err != nil {
 			return nil, err
@@ -129,7 +129,7 @@ func newLoader(header []byte, blobSize int64) (*loader, error) {
 // add takes a checkpoint's fields.
 func (l *loader) add(b []byte) error {
 	if l.count == l.have {
-		return corrupt(l.off, "data after the last of %d checkpoints", l.have)
+		return l.excess()
 	}
 	in, out := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
 	if in > maxOffset || out > maxOffset || b[16] > 7 {
@@ -144,6 +144,18 @@ func (l *loader) add(b []byte) error {
 	l.count++
 	l.off += pointSize
 	return l.x.validate(len(l.x.Points) - 1)
+}
+
+// readError is the error for a checkpoint whose fields cannot be read.
+func (l *loader) readError(err error) error {
+	if l.count == l.have && (err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)) {
+		return l.excess()
+	}
+	return loadError(l.off, err)
+}
+
+func (l *loader) excess() error {
+	return corrupt(l.off, "data after the last of %d checkpoints", l.have)
 }
 
 // last is the last point.
@@ -170,10 +182,10 @@ func (l *loader) finish() (*Index, error) {
 	return x, nil
 }
 
-// loadError is the error for a read that failed at the record at off.
+// loadError is the error for a read that failed in the record at off.
 func loadError(off int64, err error) error {
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("zinfo: offset %d: unexpected end: %w: %w", off, fault.ErrCorrupt, io.ErrUnexpectedEOF)
+		return fmt.Errorf("zinfo: offset %d: a record is cut short: %w: %w", off, fault.ErrCorrupt, io.ErrUnexpectedEOF)
 	}
 	return err
 }

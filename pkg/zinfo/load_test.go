@@ -84,19 +84,19 @@ func TestLoadHostile(t *testing.T) {
 		edit func([]byte) []byte
 		want string
 	}{
-		{"empty", func(b []byte) []byte { return nil }, "offset 0: unexpected end"},
-		{"short header", func(b []byte) []byte { return b[:11] }, "offset 0: unexpected end"},
+		{"empty", func(b []byte) []byte { return nil }, "offset 0: a record is cut short"},
+		{"short header", func(b []byte) []byte { return b[:11] }, "offset 0: a record is cut short"},
 		{"no points", func(b []byte) []byte { return make([]byte, 12) }, "0 checkpoints"},
 		{"negative count", func(b []byte) []byte { b[3] = 0x80; return b }, "checkpoints"},
 		{"2^31-1 points", func(b []byte) []byte { copy(b, "\xff\xff\xff\x7f"); return b }, "of 2147483647 checkpoints"},
 		// In 32 bits, 131005 points of 32785 bytes are 31 KB.
-		{"131005 points", func(b []byte) []byte { copy(b, "\xbd\xff\x01\x00"); return b[:31_000] }, "unexpected end"},
+		{"131005 points", func(b []byte) []byte { copy(b, "\xbd\xff\x01\x00"); return b[:31_000] }, "is cut short"},
 		{"two too many", func(b []byte) []byte { b[0] += 2; return b }, "the file ends after"},
 		{"one too few", func(b []byte) []byte { b[0]--; return b }, "data after the last"},
 		{"negative span size", func(b []byte) []byte { b[11] = 0x80; return b }, "span size"},
-		{"cut in a window", func(b []byte) []byte { return b[:len(b)-1] }, "unexpected end"},
-		{"cut in a point", func(b []byte) []byte { return b[:point(2)+5] }, "unexpected end"},
-		{"a byte more", func(b []byte) []byte { return append(b, 0) }, "unexpected end"},
+		{"cut in a window", func(b []byte) []byte { return b[:len(b)-1] }, "is cut short"},
+		{"cut in a point", func(b []byte) []byte { return b[:point(2)+5] }, "is cut short"},
+		{"a byte more", func(b []byte) []byte { return append(b, 0) }, "data after the last"},
 		{"bits", func(b []byte) []byte { b[point(1)+16] = 8; return b }, "bits=8"},
 		{"in goes back", set64(point(2), 20), "not behind"},
 		{"in stays", func(b []byte) []byte { copy(b[point(2):point(2)+8], b[point(1):]); return b }, "not behind"},

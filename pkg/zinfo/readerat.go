@@ -10,15 +10,16 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/inflate"
 )
 
-// maxIdle is how many decoders a ReaderAt keeps between reads, of some 400 KB
-// each: one for every client that reads in sequence, and not too many.
+// maxIdle is how many decoders a ReaderAt keeps between reads: one for every
+// client that reads in sequence, and not too many.
 const maxIdle = 8
 
 // A ReaderAt reads the decompressed data of a gzip file at any offset. It keeps
 // no data, only idle decoders: a read that begins where an earlier one in the
 // same span ended, or behind, goes on from there, so that reading in sequence
-// inflates nothing twice. Once it has maxIdle decoders, and as many as
-// there are callers at once, it allocates nothing. It is safe for concurrent use.
+// inflates nothing twice. It keeps eight of them at most, of some 400 KB each, and
+// allocates nothing once it has as many as there are callers at once. It is safe
+// for concurrent use.
 type ReaderAt struct {
 	x    *Index
 	blob io.ReaderAt
