@@ -73,7 +73,7 @@ func hugeLayer(w io.Writer) error {
 	if err := write(chunk, first); err != nil {
 		return err
 	}
-	for done := hugeChunk; done < hugeFile; done += hugeChunk {
+	for done := int64(hugeChunk); done < hugeFile; done += hugeChunk {
 		if err := write(chunk, again); err != nil {
 			return err
 		}

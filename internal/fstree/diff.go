@@ -4,7 +4,8 @@ package fstree
 
 import (
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,14 +21,9 @@ func Diff(got, want Tree) []string {
 	for p := range want {
 		union[p] = true
 	}
-	paths := make([]string, 0, len(union))
-	for p := range union {
-		paths = append(paths, p)
-	}
-	sort.Strings(paths)
 
 	var lines []string
-	for _, p := range paths {
+	for _, p := range slices.Sorted(maps.Keys(union)) {
 		g, inGot := got[p]
 		w, inWant := want[p]
 		switch {
@@ -70,12 +66,7 @@ func entryDiff(g, w Entry) []string {
 	for n := range w.Xattrs {
 		names[n] = true
 	}
-	sorted := make([]string, 0, len(names))
-	for n := range names {
-		sorted = append(sorted, n)
-	}
-	sort.Strings(sorted)
-	for _, n := range sorted {
+	for _, n := range slices.Sorted(maps.Keys(names)) {
 		gv, inGot := g.Xattrs[n]
 		wv, inWant := w.Xattrs[n]
 		differ("xattr "+n, value(gv, inGot), value(wv, inWant))

@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -190,14 +189,4 @@ func grow(get func([]byte) (int, error)) ([]byte, error) {
 			return nil, err
 		}
 	}
-}
-
-// Paths lists the tree's paths in bytewise order.
-func (t Tree) Paths() []string {
-	paths := make([]string, 0, len(t))
-	for p := range t {
-		paths = append(paths, p)
-	}
-	sort.Strings(paths)
-	return paths
 }

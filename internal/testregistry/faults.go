@@ -6,15 +6,17 @@ import (
 	"sync/atomic"
 )
 
+// An Answer is given in place of the registry's. It may call next for a part of
+// that, and panic with http.ErrAbortHandler to drop the connection.
+type Answer func(w http.ResponseWriter, req *http.Request, next http.Handler)
+
 // A Fault is what goes wrong with some requests.
 type Fault struct {
 	// Match chooses the requests; nil: all.
 	Match func(*http.Request) bool
 	// Times is how often it happens; 0: always.
 	Times int
-	// Serve answers in place of the registry. It may call next for a part of
-	// the answer, and panic with http.ErrAbortHandler to drop the connection.
-	Serve func(w http.ResponseWriter, req *http.Request, next http.Handler)
+	Serve Answer
 
 	delivered atomic.Int64
 }
@@ -67,7 +69,7 @@ var (
 )
 
 // Status answers with a status, and headers given as name, value, ...
-func Status(status int, headers ...string) func(http.ResponseWriter, *http.Request, http.Handler) {
+func Status(status int, headers ...string) Answer {
 	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		for i := 0; i+1 < len(headers); i += 2 {
 			w.Header().Set(headers[i], headers[i+1])
@@ -77,18 +79,18 @@ func Status(status int, headers ...string) func(http.ResponseWriter, *http.Reque
 }
 
 // Cut drops the connection after n bytes of the body.
-func Cut(n int64) func(http.ResponseWriter, *http.Request, http.Handler) {
+func Cut(n int64) Answer {
 	return after(n, func(*http.Request) {})
 }
 
 // Stall sends n bytes of the body and then nothing more until the client goes.
-func Stall(n int64) func(http.ResponseWriter, *http.Request, http.Handler) {
+func Stall(n int64) Answer {
 	return after(n, func(req *http.Request) { <-req.Context().Done() })
 }
 
 // after calls end once n bytes of the body are sent, and then drops the
 // connection.
-func after(n int64, end func(*http.Request)) func(http.ResponseWriter, *http.Request, http.Handler) {
+func after(n int64, end func(*http.Request)) Answer {
 	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 		n := n
 		next.ServeHTTP(&bodyWriter{ResponseWriter: w, edit: func(p []byte) ([]byte, error) {
@@ -105,7 +107,7 @@ func after(n int64, end func(*http.Request)) func(http.ResponseWriter, *http.Req
 }
 
 // Flip inverts one bit of the body's byte at off.
-func Flip(off int64) func(http.ResponseWriter, *http.Request, http.Handler) {
+func Flip(off int64) Answer {
 	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 		var pos int64
 		next.ServeHTTP(&bodyWriter{ResponseWriter: w, edit: func(p []byte) ([]byte, error) {
@@ -120,7 +122,7 @@ func Flip(off int64) func(http.ResponseWriter, *http.Request, http.Handler) {
 }
 
 // Header changes the headers of the registry's own answer just before they go.
-func Header(change func(http.Header)) func(http.ResponseWriter, *http.Request, http.Handler) {
+func Header(change func(http.Header)) Answer {
 	return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 		next.ServeHTTP(&headerWriter{ResponseWriter: w, change: change}, req)
 	}

@@ -10,17 +10,17 @@ import (
 // Mischief does one thing or another, by chance, to one request in so many, of
 // the faults that a registry, its network or its cache are known for; more are
 // the test's own.
-func Mischief(oneIn int, more ...func(http.ResponseWriter, *http.Request, http.Handler)) func(http.ResponseWriter, *http.Request, http.Handler) {
-	body := func(b string) func(http.ResponseWriter, *http.Request, http.Handler) {
+func Mischief(oneIn int, more ...Answer) Answer {
+	body := func(b string) Answer {
 		return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.Write([]byte(b)) }
 	}
-	asks := func(change func(http.Header)) func(http.ResponseWriter, *http.Request, http.Handler) {
+	asks := func(change func(http.Header)) Answer {
 		return func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 			change(req.Header)
 			next.ServeHTTP(w, req)
 		}
 	}
-	faults := append([]func(http.ResponseWriter, *http.Request, http.Handler){
+	faults := append([]Answer{
 		Status(500), Status(503), Status(429), Status(404), Status(416),
 		Cut(0), Cut(1), Cut(5000), Cut(40_000), Flip(0), Flip(3333),
 		Header(func(h http.Header) { h.Set("Content-Range", "bytes 1-2/3") }),
