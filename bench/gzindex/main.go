@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -44,16 +43,11 @@ func (b *bench) run(bin, peers string, files []string) (err error) {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
-	if b.ours, err = filepath.Abs(filepath.Join(bin, "gzindex")); err != nil {
+	if b.ours, err = contest.Program(bin, "gzindex"); err != nil {
 		return err
 	}
-	if b.theirs, err = filepath.Abs(filepath.Join(peers, "mkfs.erofs")); err != nil {
+	if b.theirs, err = contest.Program(peers, "mkfs.erofs"); err != nil {
 		return err
-	}
-	for _, c := range []string{b.ours, b.theirs} {
-		if !contest.Available(c) {
-			return fmt.Errorf("%s: not there (make; scripts/peers)", c)
-		}
 	}
 	if len(files) == 0 {
 		name, err := b.toolchain()
@@ -80,32 +74,23 @@ func (b *bench) toolchain() (string, error) {
 		return "", err
 	}
 	name := filepath.Join(b.dir, "golang.tar.gz")
-	return name, shell("gzip -c %s > %s", img.Blob(0), name)
+	return name, contest.Shell("gzip -c %s > %s", img.Blob(0), name)
 }
 
 func (b *bench) file(name string) error {
 	out := func(suffix string) string { return filepath.Join(b.dir, "out"+suffix) }
-	size := func(name string) func() (int64, error) {
-		return func() (int64, error) {
-			st, err := os.Stat(name)
-			if err != nil {
-				return 0, err
-			}
-			return st.Size(), nil
-		}
-	}
 	entrants := []contest.Entrant{
-		{Name: "gzindex", Command: fmt.Sprintf("%s -q %s -o %s", b.ours, name, out(".zinfo")), Size: size(out(".zinfo"))},
-		{Name: "gzindex --sparse", Command: fmt.Sprintf("%s -q --sparse %s -o %s", b.ours, name, out(".sparse")), Size: size(out(".sparse"))},
-		{Name: "gzindex --seek", Command: fmt.Sprintf("%s -q --seek %s -o %s", b.ours, name, out(".seek")), Size: size(out(".seek"))},
+		{Name: "gzindex", Command: fmt.Sprintf("%s -q %s -o %s", b.ours, name, out(".zinfo")), Size: contest.SizeOf(out(".zinfo"))},
+		{Name: "gzindex --sparse", Command: fmt.Sprintf("%s -q --sparse %s -o %s", b.ours, name, out(".sparse")), Size: contest.SizeOf(out(".sparse"))},
+		{Name: "gzindex --seek", Command: fmt.Sprintf("%s -q --seek %s -o %s", b.ours, name, out(".seek")), Size: contest.SizeOf(out(".seek"))},
 		{Name: "gzip -t", Command: "gzip -t < " + name},
 	}
 	if contest.Available("gztool") {
-		entrants = append(entrants, contest.Entrant{Name: "gztool -i", Size: size(out(".gzi")),
+		entrants = append(entrants, contest.Entrant{Name: "gztool -i", Size: contest.SizeOf(out(".gzi")),
 			Command: fmt.Sprintf("rm -f %[1]s; gztool -v 0 -s 4 -i -I %[1]s %[2]s", out(".gzi"), name)})
 	}
 	// It makes an index of the tar besides, which is little work.
-	entrants = append(entrants, contest.Entrant{Name: "mkfs.erofs", Size: size(out(".theirs")),
+	entrants = append(entrants, contest.Entrant{Name: "mkfs.erofs", Size: contest.SizeOf(out(".theirs")),
 		Command: fmt.Sprintf("%s --quiet --tar=i --gzinfo=%s %s %s", b.theirs, out(".theirs"), out(".erofs"), name)})
 	results, err := contest.Run(b.rounds, entrants...)
 	if err != nil {
@@ -157,10 +142,4 @@ func (b *bench) readByCommand(name, zinfo, seek, gzi string) error {
 		contest.Print(os.Stdout, fmt.Sprintf("20 reads of %d KiB, a process each, to gztool", n>>10), results)
 	}
 	return nil
-}
-
-func shell(format string, args ...any) error {
-	cmd := exec.Command("bash", "-c", fmt.Sprintf(format, args...))
-	cmd.Stderr = os.Stderr
-	return cmd.Run()
 }

@@ -6,10 +6,8 @@ package main
 import (
 	"flag"
 	"fmt"
-	"io"
 	"log"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -45,16 +43,11 @@ func run(rounds int, bin, peers string, million bool) error {
 	}
 	defer os.RemoveAll(dir)
 	b := bench{dir: dir, rounds: rounds}
-	if b.ours, err = filepath.Abs(filepath.Join(bin, "tar2erofs")); err != nil {
+	if b.ours, err = contest.Program(bin, "tar2erofs"); err != nil {
 		return err
 	}
-	if b.theirs, err = filepath.Abs(filepath.Join(peers, "mkfs.erofs")); err != nil {
+	if b.theirs, err = contest.Program(peers, "mkfs.erofs"); err != nil {
 		return err
-	}
-	for _, c := range []string{b.ours, b.theirs} {
-		if !contest.Available(c) {
-			return fmt.Errorf("%s: not there (make; scripts/peers)", c)
-		}
 	}
 	// The toolchain as one layer, and cut into two.
 	part := func(parts ...string) testimage.Layer {
@@ -66,13 +59,9 @@ func run(rounds int, bin, peers string, million bool) error {
 	if err != nil {
 		return err
 	}
-	blob := func(n int) string {
-		d := img.Layers[n].Digest
-		return filepath.Join(img.Dir, "blobs", d.Algorithm().String(), d.Encoded())
-	}
-	golang, lower, upper := blob(0), blob(1), blob(2)
+	golang, lower, upper := img.Blob(0), img.Blob(1), img.Blob(2)
 	plain := filepath.Join(dir, "golang.tar")
-	if err := shell("gzip -dc %s > %s", golang, plain); err != nil {
+	if err := contest.Shell("gzip -dc %s > %s", golang, plain); err != nil {
 		return err
 	}
 
@@ -110,20 +99,14 @@ func (b *bench) contest(title, ours, theirs string, oursOut, theirsOut []string)
 	entrant := func(name, command string, outputs []string) contest.Entrant {
 		out := filepath.Join(b.dir, name+".out")
 		r := strings.NewReplacer("OURS", b.ours, "THEIRS", b.theirs+" --quiet", "OUT", out)
+		files := make([]string, len(outputs))
+		for i, o := range outputs {
+			files[i] = r.Replace(o)
+		}
 		return contest.Entrant{
 			Name: name, Command: r.Replace(command),
-			Before: func() error { return shell("rm -f %s*; sync", out) },
-			Size: func() (int64, error) {
-				var sum int64
-				for _, o := range outputs {
-					st, err := os.Stat(r.Replace(o))
-					if err != nil {
-						return 0, err
-					}
-					sum += st.Size()
-				}
-				return sum, nil
-			},
+			Before: func() error { return contest.Shell("rm -f %s*; sync", out) },
+			Size:   contest.SizeOf(files...),
 		}
 	}
 	results, err := contest.Run(b.rounds, entrant("tar2erofs", ours, oursOut), entrant("mkfs.erofs", theirs, theirsOut))
@@ -183,10 +166,4 @@ func manyFiles(name string, n, inDir int) error {
 		b.File(fmt.Sprintf("dir%04d/file%07d.txt", i/inDir, i), 0o644, data)
 	}
 	return b.Close()
-}
-
-func shell(format string, args ...any) error {
-	cmd := exec.Command("bash", "-c", fmt.Sprintf(format, args...))
-	cmd.Stdout, cmd.Stderr = io.Discard, os.Stderr
-	return cmd.Run()
 }

@@ -8,10 +8,8 @@ import (
 	"crypto/rand"
 	"flag"
 	"fmt"
-	"io"
 	"log"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -110,7 +108,7 @@ func (b *bench) contest(title string, entrants ...contest.Entrant) error {
 			"BUILD", filepath.Join(b.bin, "tar2erofs"),
 			"MKFS", filepath.Join(b.peers, "mkfs.erofs")+" --quiet",
 			"OUT", out).Replace(e.Command)
-		e.Before = func() error { return shell("rm -f %s*; sync %s", out, b.dir) }
+		e.Before = func() error { return contest.Shell("rm -f %s*; sync %s", out, b.dir) }
 		e.Size = func() (int64, error) {
 			st, err := os.Stat(out)
 			if os.IsNotExist(err) {
@@ -132,8 +130,8 @@ func (b *bench) contest(title string, entrants ...contest.Entrant) error {
 
 // wholeImage is from a registry nearby to a whole image.
 func (b *bench) wholeImage() error {
-	if !contest.Available(filepath.Join(b.peers, "mkfs.erofs")) {
-		return fmt.Errorf("no mkfs.erofs in %s (scripts/peers)", b.peers)
+	if _, err := contest.Program(b.peers, "mkfs.erofs"); err != nil {
+		return err
 	}
 	ref := b.host + "/golang:latest"
 	return b.contest("(a) whole image from a registry nearby, no whiteouts",
@@ -189,10 +187,4 @@ func (b *bench) toFile() error {
 		each = append(each, contest.Entrant{Name: fmt.Sprintf("-j %d", j), Command: fmt.Sprintf("FETCH -j %d -o OUT %s", j, ref)})
 	}
 	return b.contest("(d) memory over the number of connections", each...)
-}
-
-func shell(format string, args ...any) error {
-	cmd := exec.Command("bash", "-c", fmt.Sprintf(format, args...))
-	cmd.Stdout, cmd.Stderr = io.Discard, os.Stderr
-	return cmd.Run()
 }

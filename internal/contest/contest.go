@@ -7,7 +7,9 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -20,7 +22,7 @@ type Entrant struct {
 	Command string
 	// Before, if not nil, is run ahead of each turn, untimed.
 	Before func() error
-	// Size, if not nil, tells the size of what came out, in bytes.
+	// Size, if not nil, tells the size of what came out, in bytes; see SizeOf.
 	Size func() (int64, error)
 }
 
@@ -100,4 +102,34 @@ func ratio[T int64 | time.Duration](a, b T) float64 {
 func Available(command string) bool {
 	_, err := exec.LookPath(command)
 	return err == nil
+}
+
+// Program is the absolute path of a program in a directory: bin or .peers/bin.
+func Program(dir, name string) (string, error) {
+	path, err := filepath.Abs(filepath.Join(dir, name))
+	if err == nil && !Available(path) {
+		err = fmt.Errorf("%s: not there (make; scripts/peers)", path)
+	}
+	return path, err
+}
+
+// Shell runs a command that only prepares a turn; its stdout is dropped.
+func Shell(format string, args ...any) error {
+	cmd := exec.Command("bash", "-c", fmt.Sprintf(format, args...))
+	cmd.Stderr = os.Stderr
+	return cmd.Run()
+}
+
+// SizeOf is an Entrant's Size where it writes these files.
+func SizeOf(files ...string) func() (int64, error) {
+	return func() (sum int64, err error) {
+		for _, name := range files {
+			st, err := os.Stat(name)
+			if err != nil {
+				return 0, err
+			}
+			sum += st.Size()
+		}
+		return sum, nil
+	}
 }
