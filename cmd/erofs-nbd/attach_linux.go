@@ -172,33 +172,30 @@ func (f *flags) serveKernel(ctx context.Context, env *cli.Env, log *log, s *nbd.
 	return k.wait(ctx, signals)
 }
 
-// attach attaches a new device and writes its state.
+// attach attaches a new device.
 func (k *kernelServer) attach(identity string, block int) error {
 	nonce := make([]byte, 8)
 	rand.Read(nonce)
-	c := nbddev.Config{
-		Index:       -1,
-		Size:        k.srv.Exports[0].Device.Size(),
-		BlockSize:   block,
-		Backend:     backendPrefix + identity[:16] + "-" + hex.EncodeToString(nonce),
-		DeadTimeout: k.f.DeadTimeout,
-	}
-	if k.f.Attach.name != "" {
-		c.Index, _ = nbddev.ParseName(k.f.Attach.name)
-	}
 	saved, err := json.Marshal(k.f)
 	if err != nil {
 		return err
 	}
-	if k.dev, err = nbddev.Attach(c, k.serve); err != nil {
-		return err
+	s := &nbddev.State{
+		Index:       -1,
+		Backend:     backendPrefix + identity[:16] + "-" + hex.EncodeToString(nonce),
+		Identity:    identity,
+		Size:        k.srv.Exports[0].Device.Size(),
+		BlockSize:   block,
+		DeadTimeout: k.f.DeadTimeout,
+		PID:         os.Getpid(),
+		Mount:       k.mount,
+		Server:      saved,
 	}
-	k.state, err = nbddev.StateDir(k.f.StateDir).Write(&nbddev.State{
-		Index: k.dev.Index, Backend: c.Backend, Identity: identity, Size: c.Size, BlockSize: block, DeadTimeout: c.DeadTimeout,
-		Netlink: k.dev.Netlink, PID: os.Getpid(), Mount: k.mount, Server: saved,
-	})
-	if err != nil {
-		return errors.Join(err, k.dev.Disconnect())
+	if k.f.Attach.name != "" {
+		s.Index, _ = nbddev.ParseName(k.f.Attach.name)
+	}
+	if k.dev, k.state, err = nbddev.StateDir(k.f.StateDir).Attach(s, k.serve); err != nil {
+		return err
 	}
 	if !k.dev.Netlink {
 		k.env.Errorf("warning: %s: no netlink here; if this server dies, no other can take the device over", k.dev.Path())

@@ -3,6 +3,7 @@ package nbddev
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"os"
 	"strconv"
@@ -79,6 +80,43 @@ func TestDriver(t *testing.T) {
 			}
 			detach()
 		}
+	}
+}
+
+// TestStateIsFirst: a device is known before it is attached, whenever its server
+// may be killed. What the driver does not give leaves nothing.
+func TestStateIsFirst(t *testing.T) {
+	needsDriver(t)
+	dir := StateDir(t.TempDir())
+	data := mem(make([]byte, 4096))
+	srv := &nbd.Server{Exports: []nbd.Export{{Device: data}}}
+	known := make(chan []Entry, 1)
+	s := &State{Index: -1, Backend: "test", Size: data.Size(), BlockSize: 512}
+	d, f, err := dir.Attach(s, func(nc net.Conn) {
+		// The driver's connection is a moment old.
+		all, err := dir.List()
+		if err != nil {
+			t.Error(err)
+		}
+		known <- all
+		srv.ServeTransmission(context.Background(), nc)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all := <-known; len(all) != 1 || !all[0].Live || all[0].Index != d.Index || all[0].Backend != "test" {
+		t.Errorf("%+v of %s", all, d.Path())
+	}
+	elsewhere := StateDir(t.TempDir())
+	again := *s
+	if _, _, err := elsewhere.Attach(&again, nil); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("twice: %v", err)
+	}
+	if left, _ := os.ReadDir(string(elsewhere)); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if err := errors.Join(d.Disconnect(), f.Remove()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,18 +29,11 @@ func ioctlAttach(c *Config, fd int) (index int, dev *os.File, err error) {
 		dev, err = ioctlTry(c, c.Index, fd)
 		return c.Index, dev, err
 	}
-	found, err := filepath.Glob(filepath.Join(sysBlock, "nbd*"))
+	all, err := devices()
 	if err != nil {
 		return 0, nil, err
 	}
-	var indexes []int
-	for _, name := range found {
-		if i, ok := ParseName(filepath.Base(name)); ok {
-			indexes = append(indexes, i)
-		}
-	}
-	slices.Sort(indexes)
-	for _, i := range indexes {
+	for _, i := range all {
 		if info, err := Stat(i); err != nil || info.Attached {
 			continue
 		}
@@ -52,7 +43,7 @@ func ioctlAttach(c *Config, fd int) (index int, dev *os.File, err error) {
 		}
 		return i, dev, err
 	}
-	return 0, nil, fmt.Errorf("all %d nbd devices are in use", len(indexes))
+	return 0, nil, fmt.Errorf("all %d nbd devices are in use", len(all))
 }
 
 func ioctlTry(c *Config, index, fd int) (_ *os.File, err error) {

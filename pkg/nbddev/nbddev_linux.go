@@ -100,26 +100,10 @@ func sockets() (net.Conn, int, error) {
 	return nc, fds[1], nil
 }
 
-// Attach attaches a device. The driver's requests come from a connection, in the
+// attach attaches a device. The driver's requests come from a connection, in the
 // transmission phase of the protocol, for simple replies; serve is called in a
 // goroutine of its own with it, serves it to its end and closes it. It is not
 // called if there is an error before there is a device.
-func Attach(c Config, serve func(net.Conn)) (*Device, error) {
-	if err := c.check(); err != nil {
-		return nil, err
-	}
-	if err := Probe(); err != nil {
-		return nil, err
-	}
-	l, err := openLink()
-	if err == nil {
-		l.Close()
-	} else if !errors.Is(err, errNoFamily) {
-		return nil, explain(c.Index, err)
-	}
-	return attach(c, err == nil, serve)
-}
-
 func attach(c Config, netlink bool, serve func(net.Conn)) (_ *Device, err error) {
 	nc, fd, err := sockets()
 	if err != nil {
@@ -162,7 +146,7 @@ func attach(c Config, netlink bool, serve func(net.Conn)) (_ *Device, err error)
 }
 
 // Reattach takes over a device whose server is gone: c must be what it was
-// attached with. serve is called as by Attach. ErrLive if the server is not gone.
+// attached with. serve is called as by StateDir.Attach. ErrLive if the server is not gone.
 func Reattach(c Config, serve func(net.Conn)) (_ *Device, err error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -189,7 +173,8 @@ func Reattach(c Config, serve func(net.Conn)) (_ *Device, err error) {
 		nc, err := replace(l, &c)
 		if err == nil {
 			go serve(nc)
-			return &Device{Index: c.Index, Netlink: true, backend: c.Backend}, nil
+			// Who died while he attached it may not have come to that.
+			return &Device{Index: c.Index, Netlink: true, backend: c.Backend}, setTimeout(c.Index, requestTimeout)
 		}
 		if !errors.Is(err, ErrLive) || time.Now().After(end) {
 			return nil, explain(c.Index, err)

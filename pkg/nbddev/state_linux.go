@@ -89,16 +89,21 @@ func flock(f *os.File, how int) error {
 // Write puts a state file in the place of what is left of an earlier one, and
 // holds its lock.
 func (d StateDir) Write(s *State) (*StateFile, error) {
-	s.Version = stateVersion
-	b, err := json.MarshalIndent(s, "", "\t")
-	if err != nil {
-		return nil, err
-	}
 	unlock, err := d.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+	return d.write(s)
+}
+
+// write is Write for one who has the directory's lock.
+func (d StateDir) write(s *State) (*StateFile, error) {
+	s.Version = stateVersion
+	b, err := json.MarshalIndent(s, "", "\t")
+	if err != nil {
+		return nil, err
+	}
 	name := d.path(s.Index)
 	f, err := os.CreateTemp(string(d), ".nbd-*.tmp") // mode 0600
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
@@ -117,6 +119,32 @@ func TestStateOfTheDead(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
+}
+
+// TestClaim: of those who are about to attach a device one gets it; what is left
+// of a server that has died keeps nobody from it.
+func TestClaim(t *testing.T) {
+	dir := StateDir(t.TempDir())
+	f, err := dir.claim(aState())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dir.claim(aState()); !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("of the living: %v", err)
+	}
+	if e, err := dir.Look(noDevice); err != nil || !e.Live {
+		t.Errorf("%+v, %v", e, err)
+	}
+	f.Close()
+	if f, err = dir.claim(aState()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Remove(); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(string(dir)); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
 }
 
 // TestLookers: those who look at a dead server's state do not keep others from
@@ -230,7 +258,8 @@ func TestParseName(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for _, c := range []Config{{Size: 512, BlockSize: 0}, {Size: 512, BlockSize: 256}, {Size: 8192, BlockSize: 8192},
 		{Size: 0, BlockSize: 512}, {Size: 513, BlockSize: 512}, {Size: 4096 + 512, BlockSize: 4096}, {Size: -512, BlockSize: 512}} {
-		if _, err := Attach(c, nil); !errors.Is(err, fault.ErrUsage) {
+		s := &State{Size: c.Size, BlockSize: c.BlockSize}
+		if _, _, err := StateDir(t.TempDir()).Attach(s, nil); !errors.Is(err, fault.ErrUsage) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
@@ -244,7 +273,8 @@ func TestNoDriver(t *testing.T) {
 	if err := Probe(); err != nil && !errors.Is(err, ErrNoDriver) {
 		t.Error(err)
 	}
-	if _, err := Attach(Config{Index: -1, Size: 512, BlockSize: 512}, nil); !errors.Is(err, fault.ErrUnsupported) && !errors.Is(err, os.ErrPermission) {
+	s := &State{Index: -1, Size: 512, BlockSize: 512}
+	if _, _, err := StateDir(t.TempDir()).Attach(s, nil); !errors.Is(err, fault.ErrUnsupported) && !errors.Is(err, os.ErrPermission) {
 		t.Error(err)
 	}
 }

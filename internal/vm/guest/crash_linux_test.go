@@ -203,6 +203,31 @@ func TestCrashLazy(t *testing.T) {
 // closed is done already.
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
+// TestCrashAtAttach kills servers while they attach their device, as early as
+// that shows. It is known then, and can be taken over, and mounted.
+func TestCrashAtAttach(t *testing.T) {
+	const n = 9
+	attached := func() bool { i, err := nbddev.Stat(n); return err == nil && i.Attached }
+	dir := mountpoint(t)
+	for range 3 {
+		cmd := exec.Command("erofs-nbd", whole, "--attach=nbd9", "--mount", dir)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(hangs); !attached() && time.Now().Before(end); {
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		if !attached() {
+			t.Fatal("it was not attached, or did not stay so")
+		}
+		command(t, 0, "", "--reattach", "nbd9", "--daemon")
+		someFile(t, dir)
+		command(t, 0, "", "--detach", dir)
+	}
+	(&server{t: t, n: n, dev: "/dev/nbd9"}).gone()
+}
+
 // TestSeveral: two mounts at a time, listed, taken over together, and detached
 // one by one.
 func TestSeveral(t *testing.T) {
