@@ -12,9 +12,8 @@ export CGO_ENABLED = 0
 
 all: build ## build everything
 
-# Functions at cache lines: inflate's loop is 3 % slower where it crosses one.
 build: ## the five commands, static, into bin/
-	$(GO) build -trimpath -ldflags=-funcalign=64 -o bin/ $(COMMANDS:%=./cmd/%)
+	$(GO) build -trimpath -o bin/ $(COMMANDS:%=./cmd/%)
 
 test: ## all tests; what the machine lacks is skipped and named, or fails with INTEROP=1
 	$(GO) test -timeout 20m ./...
@@ -54,7 +53,7 @@ bench: build peers ## ratios against the peers, each in one run with them (BENCH
 	libdeflate) if [ -e /usr/include/libdeflate.h ]; then \
 		tar -C "$$($(GO) env GOROOT)" -cf bin/toolchain.tar src pkg; \
 		for level in 1 6 9; do gzip -$$level <bin/toolchain.tar >bin/toolchain.$$level.gz; done; rm bin/toolchain.tar; \
-		CGO_ENABLED=1 $(GO) run -tags libdeflate -ldflags=-funcalign=64 ./bench/libdeflate -rounds 5 bin/toolchain.?.gz; else echo "no libdeflate here"; fi ;; \
+		CGO_ENABLED=1 $(GO) run -tags libdeflate ./bench/libdeflate -rounds 5 bin/toolchain.?.gz; else echo "no libdeflate here"; fi ;; \
 	*) $(GO) run ./bench/$$b ;; \
 	esac; done
 

@@ -3,10 +3,7 @@
 // Libdeflate compares pkg/inflate with libdeflate, klauspost/compress and
 // compress/gzip on the gzip files given:
 //
-//	go run -tags libdeflate -ldflags=-funcalign=64 ./bench/libdeflate layer.tar.gz ...
-//
-// Where the linker puts the inner loop is worth 3 %: it wants a cache line's
-// edge, where without the flag it comes to lie by chance.
+//	go run -tags libdeflate ./bench/libdeflate layer.tar.gz ...
 //
 // It needs libdeflate's header and library (Debian: libdeflate-dev). The
 // decoders take turns in one process, and the best of several rounds counts.

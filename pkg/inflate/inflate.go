@@ -16,11 +16,11 @@
 // 32 KiB of history in front and is handed out or copied from once full, so
 // that the inner loop may write a little past its limit and has no slow path.
 //
-// The inner loop exists three times: loop_unsafe.go for the machines that have
-// unaligned little-endian loads, loop_safe.go for the others and under the
-// build tag inflate_safe, and plain.go, for the last bytes of the input and for
-// tracing what is copied from where. All three share the tables of huffman.go,
-// and every test and fuzz target runs all three.
+// The inner loop exists four times: loop_amd64.s for processors with BMI2,
+// loop_unsafe.go for the machines that have unaligned little-endian loads,
+// loop_safe.go for the others and under the build tag inflate_safe, and plain.go,
+// for the last bytes of the input and for tracing what is copied from where. All
+// share the tables of huffman.go, and every test and fuzz target runs them all.
 package inflate
 
 import (
@@ -104,11 +104,11 @@ type Reader struct {
 	stored int  // bytes of the stored block left
 	err    error
 
-	safe  bool // run safeLoop in any case; for tests
-	hook  func(Boundary)
-	trace *Trace
-	tpos  int // where in out the traced window ends
-	tend  int // where in out tracing ends
+	slower int // for tests: run loop without assembly (1), or safeLoop (2)
+	hook   func(Boundary)
+	trace  *Trace
+	tpos   int // where in out the traced window ends
+	tend   int // where in out tracing ends
 
 	onMember func(MemberEnd)
 

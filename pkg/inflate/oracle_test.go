@@ -95,13 +95,15 @@ func checkFlate(t *testing.T, in []byte) {
 	}
 	resumeAll(t, in, points(), got, err, true)
 
-	// The safe loop.
-	z = new(Reader)
-	z.safe = true
-	z.ResetRaw(bytes.NewReader(in))
-	safe, safeErr := io.ReadAll(z)
-	if !bytes.Equal(safe, got) || !sameError(safeErr, err) {
-		t.Fatalf("safe loop: %d bytes, %v; fast loop: %d bytes, %v", len(safe), safeErr, len(got), err)
+	// The slower loops.
+	for _, slower := range []int{1, 2} {
+		z = new(Reader)
+		z.slower = slower
+		z.ResetRaw(bytes.NewReader(in))
+		slow, slowErr := io.ReadAll(z)
+		if !bytes.Equal(slow, got) || !sameError(slowErr, err) {
+			t.Fatalf("loop %d: %d bytes, %v; fast loop: %d bytes, %v", slower, len(slow), slowErr, len(got), err)
+		}
 	}
 	// The plain loop alone, since it is always tracing.
 	z.ResetRaw(bytes.NewReader(in))
@@ -134,7 +136,7 @@ func resumeAll(t *testing.T, in []byte, points []checkpoint, out []byte, wantErr
 			} else {
 				z.Resume(src, p.Boundary, window)
 			}
-			z.safe = i&2 == 0
+			z.slower = i / 2 % 3
 			got, err := io.ReadAll(z)
 			if !bytes.Equal(got, out[p.Out:]) {
 				t.Fatalf("resumed at %+v: %d bytes, want %d; or they differ", p.Boundary, len(got), len(out[p.Out:]))

@@ -225,7 +225,7 @@ func (z *Reader) huffmanData() error {
 		var res result
 		if z.ip > z.ilim || z.trace != nil && z.op < z.tend {
 			res = z.plainLoop()
-		} else if z.safe {
+		} else if z.slower > 1 {
 			res = z.safeLoop()
 		} else {
 			res = z.loop()
