@@ -26,8 +26,19 @@ func (t *Tree) postpone(name, target string) error {
 	return nil
 }
 
-// EndLayer resolves the hard links whose targets came behind them.
+// EndLayer settles what is known only now that the layer is whole.
 func (t *Tree) EndLayer() error {
+	if err := t.linkForward(); err != nil {
+		return err
+	}
+	if t.opaque {
+		t.dropNeedless(t.root, false)
+	}
+	return nil
+}
+
+// linkForward makes the hard links whose targets came behind them.
+func (t *Tree) linkForward() error {
 	links := t.forward
 	t.forward = nil
 	// A link may wait for another one, and that one for a third: what they

@@ -119,6 +119,8 @@ func TestLayers(t *testing.T) {
 		{"overlay: whiteout, then a directory", overlay, []string{".wh.d\nd/\nd/x"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/x 644"}},
 		{"overlay: whiteout, then a directory not listed", overlay, []string{".wh.d\nd/x"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/x 644"}},
 		{"overlay: a directory, then its whiteout", overlay, []string{"d/x\n.wh.d"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/x 644"}},
+		{"overlay: whiteouts in opaque directories", overlay, []string{"d/.wh.a\nd/s/.wh.b\nd/.wh..wh..opq\nd/s/c\nd/.wh.d\ne/.wh.f\n.wh.g\ng/.wh.h", "d/s/.wh.i"},
+			[]string{"d/ 755 trusted.overlay.opaque=y", "d/s/ 755", "d/s/c 644", "e/ 755", "e/f whiteout", "g/ 755 trusted.overlay.opaque=y"}},
 		{"overlay: whiteout, then a file", overlay, []string{".wh.f\nf", ".wh.g"}, []string{"f 644", "g whiteout"}},
 		{"overlay: several layers as one, whiteout", overlay, []string{"a\nd/x\nd/y", ".wh.a\nd/.wh.x"}, []string{"a whiteout", "d/ 755", "d/x whiteout", "d/y 644"}},
 		{"overlay: several layers as one, opaque", overlay, []string{"d/x\nd/s/y", "d/.wh..wh..opq\nd/s/z"}, []string{"d/ 755 trusted.overlay.opaque=y", "d/s/ 755", "d/s/z 644"}},

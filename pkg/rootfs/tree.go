@@ -93,10 +93,11 @@ type XattrSet struct {
 
 // Tree is a root filesystem. The zero value is not ready: see New.
 type Tree struct {
-	root  *Inode
-	layer uint16
-	opts  Options
-	count int64 // of inodes made
+	root   *Inode
+	layer  uint16
+	opts   Options
+	count  int64 // of inodes made
+	opaque bool  // OverlayWhiteouts: some directory is
 
 	forward []forwardLink
 	sets    map[string]*XattrSet

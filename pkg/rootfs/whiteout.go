@@ -104,6 +104,24 @@ func (t *Tree) overlayWhiteout(e *tarstream.Entry, name string) error {
 	return t.link(dir, name, i)
 }
 
+// dropNeedless takes whiteouts out of opaque directories and of those below
+// them, which hide everything by themselves. Overlayfs heeds whiteouts where it
+// merges directories; one that comes from a single layer it lists as it is, and
+// then finds none of the files that its whiteouts stand for.
+func (t *Tree) dropNeedless(dir *Inode, opaque bool) {
+	d := dir.content.dir
+	opaque = opaque || d.opaque
+	// Backwards, since the last entry moves to where one was removed.
+	for k := len(d.list) - 1; k >= 0; k-- {
+		switch i := d.list[k].inode; {
+		case i.IsDir():
+			t.dropNeedless(i, opaque)
+		case opaque && i.isWhiteout():
+			t.unlinkAt(dir, k)
+		}
+	}
+}
+
 func (i *Inode) isWhiteout() bool { return i.content != nil && i.content.whiteout }
 
 // replaceWhiteout makes a directory where a whiteout is: opaque, so that it
@@ -120,7 +138,7 @@ func (t *Tree) replaceWhiteout(in *Inode, name string) (*Inode, error) {
 
 func (t *Tree) setOpaque(dir *Inode) {
 	if d := dir.content.dir; !d.opaque {
-		d.opaque = true
+		d.opaque, t.opaque = true, true
 		t.addOpaque(dir)
 	}
 }
