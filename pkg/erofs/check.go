@@ -306,9 +306,19 @@ func (c *checker) inode(ino *inode, at *pathNode) {
 	if ino.nsec >= 1e9 {
 		c.problem(RuleInode, ino.Nid, at, "a time with %d nanoseconds", ino.nsec)
 	}
-	// The bit came with the feature: Linux before 6.15 refuses it.
-	if ino.format&ondisk.FormatNlink1 != 0 && !c.f.has(ondisk.Incompat48Bit) {
-		c.problem(RuleInode, ino.Nid, at, "format %#x without the 48BIT feature", ino.format)
+	chunked := ino.Layout == ondisk.LayoutChunkBased
+	// The bits came with the feature: Linux before 6.15 refuses them.
+	if !c.f.has(ondisk.Incompat48Bit) {
+		if ino.format&ondisk.FormatNlink1 != 0 {
+			c.problem(RuleInode, ino.Nid, at, "format %#x without the 48BIT feature", ino.format)
+		}
+		if chunked && ino.u&ondisk.Chunk48Bit != 0 {
+			c.problem(RuleInode, ino.Nid, at, "chunk format %#x without the 48BIT feature", ino.u)
+		}
+	}
+	// Linux wants to know the chunks of what has none, too.
+	if _, err := c.f.newChunkTable(ino); chunked && err != nil {
+		c.problem(RuleInode, ino.Nid, at, "%v", err)
 	}
 	c.xattrs(ino, at)
 	if ino.hasData() && ino.Size > 0 {

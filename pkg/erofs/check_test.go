@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -39,6 +40,9 @@ type damage struct {
 
 // inode is the offset of a path's inode.
 func (d *damage) inode(name string) int64 { return statOf(d.t, d.fsys, name).Offset }
+
+// header is the offset of a compressed file's map header.
+func (d *damage) header(name string) int64 { return mapHeader(statOf(d.t, d.fsys, name)) }
 
 // put writes n bytes at an offset.
 func (d *damage) put(off int64, n int, v uint64) { putUint(d.img[off:off+int64(n)], v) }
@@ -167,15 +171,43 @@ func TestCheckRules(t *testing.T) {
 
 // TestCheckAsLinux: what Linux refuses and this package reads is reported.
 func TestCheckAsLinux(t *testing.T) {
+	const (
+		layout, u  = 0, 0x10 // in an inode
+		algorithms = 6       // in a map header
+		full       = ondisk.MapHeaderSize + 8
+		entry      = ondisk.LClusterIndexSize
+	)
+	chunked := func(d *damage, format uint64) {
+		at := d.inode("etc/empty")
+		d.put(at+layout, 1, ondisk.LayoutChunkBased<<1)
+		d.put(at+u, 4, format)
+	}
 	for _, c := range []struct {
 		name   string
+		golden string // or an image of our own
 		rule   erofs.Rule
 		damage func(*damage)
 	}{
-		{"a format bit of the 48BIT feature", erofs.RuleInode, func(d *damage) { d.img[d.inode("etc/empty")] |= ondisk.FormatNlink1 }},
-		{"an xattr header alone", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
+		{"a format bit of the 48BIT feature", "", erofs.RuleInode, func(d *damage) { d.img[d.inode("etc/empty")] |= ondisk.FormatNlink1 }},
+		{"a chunk format of the 48BIT feature", "", erofs.RuleInode, func(d *damage) { chunked(d, ondisk.Chunk48Bit) }},
+		{"no chunks, in an unknown format", "", erofs.RuleInode, func(d *damage) { chunked(d, 1<<15) }},
+		{"an xattr header alone", "", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
+		{"an unknown algorithm that nothing uses", "lz4", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+algorithms] |= ondisk.AlgMax << 4 }},
+		{"a cluster that leads past its head", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
+			at := d.header("long") + full
+			for d.img[at]&ondisk.LClusterTypeMask != ondisk.LClusterNonHead {
+				at += entry
+			}
+			d.img[at+4]++ // how far back
+		}},
 	} {
 		img := buildImage(t, erofs.WriterOptions{}, erofs.Final{}, sampleEntries())
+		if c.golden != "" {
+			var err error
+			if img, err = os.ReadFile(goldenFile(c.golden)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		d := &damage{t, img, openImage(t, img)}
 		c.damage(d)
 		resum(d.img)

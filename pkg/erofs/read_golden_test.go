@@ -111,6 +111,15 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// mapHeader is the offset of a compressed file's map header.
+func mapHeader(st *erofs.Stat) int64 {
+	size := int64(ondisk.InodeCompactSize)
+	if st.Extended {
+		size = ondisk.InodeExtendedSize
+	}
+	return (st.Offset + size + int64(st.XattrSize) + 7) &^ 7
+}
+
 // TestHead2 turns the heads of a file's clusters into heads of the second
 // kind, which have an algorithm of their own: mkfs.erofs 1.9.4 makes none.
 func TestHead2(t *testing.T) {
@@ -120,12 +129,8 @@ func TestHead2(t *testing.T) {
 	}
 	fsys := openImage(t, img)
 	st := statOf(t, fsys, "long")
-	size := int64(ondisk.InodeCompactSize)
-	if st.Extended {
-		size = ondisk.InodeExtendedSize
-	}
-	header := (st.Offset + size + int64(st.XattrSize) + 7) &^ 7
-	img[header+6] = ondisk.AlgLZ4<<4 | 9 // there is no algorithm 9
+	header := mapHeader(st)
+	img[header+6] = ondisk.AlgLZ4<<4 | ondisk.AlgZstd // which the image does not have
 	heads := 0
 	for i := int64(0); i < (st.Size+511)/512; i++ {
 		at := header + ondisk.MapHeaderSize + 8 + i*ondisk.LClusterIndexSize
