@@ -22,6 +22,12 @@ type Image struct {
 	Layers        []ocispec.Descriptor
 }
 
+// isArtifact reports whether what has an image's manifest is something else than
+// the root filesystem of a container.
+func (img *Image) isArtifact() bool {
+	return img.Config.MediaType != ocispec.MediaTypeImageConfig && img.Config.MediaType != MediaTypeDockerConfig
+}
+
 // Media types of Docker's formats, which differ from OCI's in name only.
 const (
 	MediaTypeDockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"

@@ -1,6 +1,7 @@
 package ociimage
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,6 +65,7 @@ func ResolveManifest(ctx context.Context, f Fetcher, root ocispec.Descriptor, ro
 		return best, nil
 	}
 	// What an index does not say about its images, their configs do.
+	var artifact *Image
 	for _, d := range r.unnamed {
 		b, doc, err := r.fetch(ctx, d)
 		if err != nil {
@@ -74,9 +76,17 @@ func ResolveManifest(ctx context.Context, f Fetcher, root ocispec.Descriptor, ro
 			return r.image(ctx, d, b, doc.Manifest)
 		}
 		img, err := r.checked(ctx, d, b, doc.Manifest)
-		if err == nil || !errors.Is(err, errPlatform) {
+		switch {
+		case errors.Is(err, errPlatform):
+		case err == nil && img.isArtifact():
+			artifact = cmp.Or(artifact, img)
+		default:
 			return img, err
 		}
+	}
+	// What is kept beside images is not an image for a platform that they lack.
+	if artifact != nil && len(r.others) == 0 {
+		return artifact, nil
 	}
 	return nil, r.noPlatform()
 }
@@ -197,14 +207,15 @@ func (r *resolver) checked(ctx context.Context, d ocispec.Descriptor, b []byte, 
 	if m == nil {
 		return nil, fmt.Errorf("manifest %s is an index where an image was expected: %w", d.Digest, fault.ErrCorrupt)
 	}
+	img := &Image{Manifest: d, ManifestBytes: b, Config: m.Config, Layers: m.Layers}
+	if img.isArtifact() {
+		return img, nil // for no platform, hence for each
+	}
 	config, err := r.f.FetchConfig(ctx, m.Config)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	img := &Image{Manifest: d, ManifestBytes: b, Config: m.Config, ConfigBytes: config, Layers: m.Layers}
-	if m.Config.MediaType != ocispec.MediaTypeImageConfig && m.Config.MediaType != MediaTypeDockerConfig {
-		return img, nil // an artifact is for no platform, hence for each
-	}
+	img.ConfigBytes = config
 	var have ocispec.Platform
 	if err := json.Unmarshal(config, &have); err != nil {
 		return nil, JSONError("config "+m.Config.Digest.String(), err)

@@ -40,6 +40,14 @@ func (m memory) FetchManifest(_ context.Context, d ocispec.Descriptor) ([]byte, 
 }
 func (m memory) FetchConfig(_ context.Context, d ocispec.Descriptor) ([]byte, error) { return m.get(d) }
 
+// artifact puts what has an image's manifest and is none.
+func (m memory) artifact(name string) ocispec.Descriptor {
+	config := m.put("application/vnd.test.config", ocispec.Image{Author: name})
+	man := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{}}
+	man.SchemaVersion = 2
+	return m.put(ocispec.MediaTypeImageManifest, man)
+}
+
 // image puts an image for a platform; what tells one from the other is the
 // author in its config.
 func (m memory) image(platform, author string) ocispec.Descriptor {
@@ -86,6 +94,7 @@ func TestResolvePlatforms(t *testing.T) {
 	windows.Platform.OSVersion = "10.0.1"
 	features := m.image("linux/amd64", "with a feature")
 	features.Platform.OSFeatures = []string{"sse9"}
+	artifact, other := m.artifact("artifact"), m.artifact("another")
 	many := m.index(m.image("linux/arm/v6", "v6"), m.image("linux/arm/v7", "v7"), attestation, m.image("linux/amd64", "amd64"),
 		m.image("linux/amd64/v3", "amd64v3"), m.image("linux/arm64/v8", "arm64"), windows, m.image("linux/riscv64", "riscv"))
 	nested := m.index(m.index(attestation), m.index(m.index(m.image("linux/amd64", "deep"))), m.image("linux/s390x", "s390x"))
@@ -116,6 +125,11 @@ func TestResolvePlatforms(t *testing.T) {
 		{"one without a platform", m.index(unnamed(m.image("linux/amd64", "alone"))), "linux/amd64", "alone"},
 		{"one without, of another platform", m.index(unnamed(m.image("linux/s390x", "alone"))), "linux/amd64", ""},
 		{"several without", m.index(unnamed(m.image("linux/s390x", "one")), unnamed(m.image("linux/amd64", "two"))), "linux/amd64", "two"},
+		{"an artifact beside images", m.index(artifact, m.image("linux/arm64", "arm64")), "linux/amd64", ""},
+		{"an artifact before one without a platform", m.index(artifact, unnamed(m.image("linux/amd64", "two"))), "linux/amd64", "two"},
+		{"an artifact beside one without, of another platform", m.index(artifact, unnamed(m.image("linux/s390x", "one"))), "linux/amd64", ""},
+		{"an artifact alone", m.index(artifact), "linux/amd64", "artifact"},
+		{"artifacts", m.index(artifact, other), "linux/amd64", "artifact"},
 		{"no index", m.image("linux/amd64", "itself"), "linux/amd64", "itself"},
 		{"no index, another platform", m.image("linux/amd64", "itself"), "linux/s390x", ""},
 		{"no index, nothing asked for", m.image("plan9/mips", "itself"), "", "itself"},

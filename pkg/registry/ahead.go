@@ -212,7 +212,7 @@ type aheadBlob struct {
 	off   int64    // of the next byte
 	cur   *piece   // the one that the next byte is in; nil: to be found
 	rest  []byte   // of cur, what has arrived and was not read yet
-	plain *resumer // the registry has no ranges: a stream instead
+	plain *resumer // the registry has no ranges, or wrong ones: a stream instead
 }
 
 func (b *aheadBlob) Read(p []byte) (int, error) { return b.v.Read(p) }
@@ -239,8 +239,9 @@ func (b *aheadBlob) wait() (err error) {
 		if !ended {
 			continue
 		}
-		if errors.Is(p.err, fault.ErrUnsupported) {
+		if _, mixedUp := errors.AsType[rangeError](p.err); mixedUp || errors.Is(p.err, fault.ErrUnsupported) {
 			b.a.stop()
+			b.blob.at.from[0].c.verbose("%v; going on over one connection", p.err)
 			b.plain, err = newResumer(b.ctx, b.blob.d, rested(b.blob.at.from), b.off)
 			return err
 		}

@@ -79,6 +79,39 @@ func TestAhead(t *testing.T) {
 	}
 }
 
+// TestAheadNoRanges: where a registry refuses ranges, or mixes them up, the
+// layers come as a stream.
+func TestAheadNoRanges(t *testing.T) {
+	for name, serve := range map[string]func(http.ResponseWriter, *http.Request, http.Handler){
+		"400": testregistry.Status(400),
+		"416": testregistry.Status(416),
+		"501": testregistry.Status(501),
+		"several ranges": func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+			req.Header.Set("Range", req.Header.Get("Range")+",0-0")
+			next.ServeHTTP(rw, req)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			list, data := w.addLayers(2000, maxPiece+10, 3000)
+			f := w.Inject(&testregistry.Fault{
+				Match: func(req *http.Request) bool { return testregistry.Blobs(req) && req.Header.Get("Range") != "" },
+				Serve: serve,
+			})
+			a := w.open(t).Ahead(t.Context(), list, 2)
+			defer a.Close()
+			for i, d := range list {
+				if b, err := readAhead(a, d); err != nil || !bytes.Equal(b, data[i]) {
+					t.Errorf("layer %d: %d bytes, %v, want %d", i, len(b), err, len(data[i]))
+				}
+			}
+			if f.Delivered() == 0 {
+				t.Error("no range was asked for")
+			}
+		})
+	}
+}
+
 // TestAheadErrors: what is wrong with a blob shows when it is opened, or at its
 // end; the others are as they were.
 func TestAheadErrors(t *testing.T) {

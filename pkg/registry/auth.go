@@ -34,6 +34,7 @@ type authorizer struct {
 
 	// Guarded by sem.
 	asked   []challenge // what the registry wanted last
+	first   []challenge // what it wanted of a request without authorization
 	looked  time.Time   // when cred and credErr were looked up; zero: never
 	cred    credential
 	credErr error
@@ -71,7 +72,7 @@ func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response
 	if now := a.current(); now != used {
 		return now, false, nil
 	}
-	if header, err = a.fetch(ctx, resp); err != nil {
+	if header, err = a.fetch(ctx, used, resp); err != nil {
 		return "", false, err
 	}
 	a.mu.Lock()
@@ -80,22 +81,27 @@ func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response
 	return header, true, nil
 }
 
-// fetch makes a header from what the registry asks for. Bearer is preferred
-// where there is a choice: it keeps the password from the registry itself.
-func (a *authorizer) fetch(ctx context.Context, resp *http.Response) (string, error) {
+// fetch makes a header from what the registry asks for in answer to a request
+// that was sent with the header used. Bearer is preferred where there is a choice:
+// it keeps the password from the registry itself.
+func (a *authorizer) fetch(ctx context.Context, used string, resp *http.Response) (string, error) {
 	if list := parseChallenges(resp.Header.Values("Www-Authenticate")); len(list) > 0 {
 		a.asked = list
-	}
-	var basic *challenge
-	for _, ch := range a.asked {
-		switch ch.scheme {
-		case "bearer":
-			return a.bearer(ctx, ch.params)
-		case "basic":
-			basic = &ch
+		if used == "" {
+			a.first = list
 		}
 	}
-	if basic == nil {
+	// Some registries send who comes with an expired token to another token
+	// server than who comes with none, and that one may know only its own users.
+	if first := bearerOf(a.first); first != nil && used != "" && first["realm"] != bearerOf(a.asked)["realm"] {
+		if header, err := a.bearer(ctx, first); err == nil {
+			return header, nil
+		}
+	}
+	if params := bearerOf(a.asked); params != nil {
+		return a.bearer(ctx, params)
+	}
+	if !slices.ContainsFunc(a.asked, func(ch challenge) bool { return ch.scheme == "basic" }) {
 		return "", fmt.Errorf("%s wants an authentication that is neither basic nor bearer: %w", a.c.host, fault.ErrUnauthorized)
 	}
 	cred, err := a.credential(ctx)
@@ -106,6 +112,17 @@ func (a *authorizer) fetch(ctx context.Context, resp *http.Response) (string, er
 		return "", fmt.Errorf("%s wants a user and a password, and none are known: %w", a.c.host, fault.ErrUnauthorized)
 	}
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(cred.Username+":"+cred.Password)), nil
+}
+
+// bearerOf is the parameters of the bearer challenge among others, nil if there
+// is none.
+func bearerOf(list []challenge) map[string]string {
+	for _, ch := range list {
+		if ch.scheme == "bearer" {
+			return ch.params
+		}
+	}
+	return nil
 }
 
 // credential looks the credential up when it is first needed, and again when

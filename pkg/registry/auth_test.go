@@ -166,6 +166,46 @@ func TestTokenExpires(t *testing.T) {
 	noSecret(t, w.said())
 }
 
+// TestRealmOfExpired: a registry that sends who comes with an expired token to a
+// token server that is not for everybody. The one that was good before is asked.
+func TestRealmOfExpired(t *testing.T) {
+	w := newWorld(t)
+	tokens := w.Bearer(&testregistry.Tokens{})
+	users := &testregistry.Tokens{User: user, Password: password}
+	other := httptest.NewServer(http.HandlerFunc(users.ServeToken))
+	defer other.Close()
+	home := ""
+	w.Inject(&testregistry.Fault{Match: func(req *http.Request) bool {
+		tokens.Realm = home
+		if testregistry.Blobs(req) && req.Header.Get("Authorization") != "" {
+			tokens.Realm = other.URL
+		}
+		return false
+	}})
+	f := w.Inject(&testregistry.Fault{Match: testregistry.Blobs, Times: 4, Serve: func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+		defer tokens.Revoke()
+		testregistry.Cut(50_000)(rw, req, next)
+	}})
+	r := w.open(t)
+	b, err := readBlob(r, w.layer)
+	if err != nil || !bytes.Equal(b, w.blob) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if f.Delivered() != 4 || tokens.Issued() < 3 {
+		t.Errorf("%d faults, %d tokens", f.Delivered(), tokens.Issued())
+	}
+	// A token server that has moved is found again.
+	moved := httptest.NewServer(http.HandlerFunc(tokens.ServeToken))
+	defer moved.Close()
+	w.ClearFaults()
+	tokens.Realm = moved.URL
+	tokens.Revoke()
+	f = w.Inject(&testregistry.Fault{Match: testregistry.Path("/token"), Serve: testregistry.Status(404)})
+	if b, err := readBlob(r, w.layer); err != nil || !bytes.Equal(b, w.blob) || f.Delivered() != 1 {
+		t.Errorf("moved: %d bytes, %v; asked %d times at its old place", len(b), err, f.Delivered())
+	}
+}
+
 // TestTokenNeverGood: a registry that refuses the tokens of its own server gets
 // two requests, not a loop of them.
 func TestTokenNeverGood(t *testing.T) {

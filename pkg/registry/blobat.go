@@ -236,6 +236,9 @@ func (b *BlobAt) request(ctx context.Context, o *origin, off, end int64) (*http.
 		}
 	}
 	resp, err := o.get(ctx, header, b.what)
+	if refusesRange(err) {
+		return nil, finalError{fmt.Errorf("%w: no ranges: %w", err, fault.ErrUnsupported)}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -176,6 +176,8 @@ func (c *client) send(ctx context.Context, method string, u *url.URL, header htt
 		req.Header[k] = v
 	}
 	req.Header.Set("User-Agent", c.o.UserAgent)
+	// Without this a proxy may compress what it passes on.
+	req.Header.Set("Accept-Encoding", "identity")
 	if sameOrigin(u, &url.URL{Scheme: c.scheme(), Host: c.host}) {
 		for k, v := range c.place.header {
 			req.Header[k] = v
@@ -261,7 +263,7 @@ func discard(resp *http.Response) {
 
 // statusError makes an error of an answer, and closes it.
 func (c *client) statusError(what string, resp *http.Response) *statusError {
-	e := &statusError{what: what, status: resp.StatusCode, after: retryAfter(resp.Header.Get("Retry-After"), time.Now())}
+	e := &statusError{what: what, status: resp.StatusCode, after: retryAfter(resp.Header, time.Now())}
 	if resp.Request != nil && resp.Request.URL.Host != c.host {
 		e.what += " at " + resp.Request.URL.Host
 	}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -12,12 +13,17 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
 // hubKey is what docker keeps Docker Hub's credentials under.
 const hubKey = "https://index.docker.io/v1/"
+
+// authVariable is where the environment may have the content of a config.json,
+// as docker and CI systems know it.
+const authVariable = "DOCKER_AUTH_CONFIG"
 
 // maxAuthFile bounds a file of credentials.
 const maxAuthFile = 1 << 20
@@ -52,12 +58,20 @@ func (o *Options) credential(ctx context.Context, ref Reference, notify func(str
 	}
 	files, must := authFiles(o.AuthFile)
 	for _, name := range files {
-		f, err := readAuthFile(name)
-		if err != nil {
-			if !must && errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			return credential{}, err
+		f, err := o.readAuthFile(name)
+		switch {
+		case err == nil:
+		case must:
+			// No other try would change it, and it is not the image that is not
+			// there.
+			return credential{}, fmt.Errorf("%w: %w", err, fault.ErrUnauthorized)
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+			continue
+		default:
+			// Another user's, after su, say. The image may be public: whether this
+			// matters shows later.
+			notify("credentials: %v", err)
+			continue
 		}
 		cred, err := f.lookup(ctx, ref, notify)
 		if err != nil || cred != (credential{}) {
@@ -70,11 +84,11 @@ func (o *Options) credential(ctx context.Context, ref Reference, notify func(str
 // authFiles is where credentials may be, in order; must says that the file was
 // named and hence has to be there.
 func authFiles(name string) (files []string, must bool) {
-	if name == "" {
-		name = os.Getenv("REGISTRY_AUTH_FILE")
-	}
-	if name != "" {
+	if name = namedAuthFile(name); name != "" {
 		return []string{name}, true
+	}
+	if os.Getenv(authVariable) != "" {
+		files = append(files, "$"+authVariable)
 	}
 	if runtime.GOOS == "linux" {
 		// Where podman login writes; the second one is root's without a session,
@@ -99,23 +113,58 @@ func authFiles(name string) (files []string, must bool) {
 	return files, false
 }
 
-// readAuthFile reads the file of that name. That it cannot be read is a matter of
-// authentication: no other try would change it, and it is not the image that is
-// not there.
-func readAuthFile(name string) (*authFile, error) {
+// namedAuthFile is the file of credentials that was named, "" if none was.
+func namedAuthFile(name string) string { return cmp.Or(name, os.Getenv("REGISTRY_AUTH_FILE")) }
+
+// takeAuthPipe reads the file of credentials if it was named and is a pipe, as
+// the shell's <(command) is. That gives what it has once, and it will be asked
+// for again when a token expires, and for each mirror.
+func (o *Options) takeAuthPipe() {
+	name := namedAuthFile(o.AuthFile)
+	if name == "" || o.Username != "" {
+		return
+	}
+	if st, err := os.Stat(name); err != nil || st.Mode().IsRegular() || st.IsDir() {
+		return
+	}
+	b, err := readAuthBytes(name)
+	o.authPipe = &authPipe{b, err}
+}
+
+// authPipe is what a pipe with credentials gave.
+type authPipe struct {
+	b   []byte
+	err error
+}
+
+func (o *Options) readAuthFile(name string) (*authFile, error) {
+	var b []byte
+	var err error
+	switch {
+	case o.authPipe != nil:
+		b, err = o.authPipe.b, o.authPipe.err
+	case name == "$"+authVariable:
+		b = []byte(os.Getenv(authVariable))
+	default:
+		b, err = readAuthBytes(name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return parseAuthFile(b, name)
+}
+
+func readAuthBytes(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, fault.ErrUnauthorized)
+		return nil, err
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxAuthFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, fault.ErrUnauthorized)
+	if err == nil && len(b) > maxAuthFile {
+		err = fmt.Errorf("%s: over %d bytes", name, maxAuthFile)
 	}
-	if len(b) > maxAuthFile {
-		return nil, fmt.Errorf("%s: over %d bytes: %w", name, maxAuthFile, fault.ErrUnauthorized)
-	}
-	return parseAuthFile(b, name)
+	return b, err
 }
 
 // parseAuthFile reads the content of the file of that name.
@@ -126,7 +175,7 @@ func parseAuthFile(b []byte, name string) (*authFile, error) {
 	}
 	// Nothing of the content gets into the error.
 	if json.Unmarshal(b, a) != nil {
-		return nil, fmt.Errorf("%s is not valid JSON: %w", name, fault.ErrUnauthorized)
+		return nil, fmt.Errorf("%s is not valid JSON", name)
 	}
 	return a, nil
 }
@@ -203,7 +252,7 @@ func (f *authFile) entry(ref Reference) (credential, error) {
 			b, err := base64.StdEncoding.DecodeString(e.Auth)
 			user, password, ok := strings.Cut(string(b), ":")
 			if err != nil || !ok {
-				return credential{}, fmt.Errorf("%s: the entry for %s is damaged: %w", f.name, key, fault.ErrUnauthorized)
+				return credential{}, fmt.Errorf("%s: the entry for %s is damaged: %w", f.name, want, fault.ErrUnauthorized)
 			}
 			cred.Username, cred.Password = user, strings.TrimRight(password, "\x00")
 		}
@@ -228,13 +277,15 @@ func normalKey(k string) string {
 	if !hadScheme {
 		k, hadScheme = strings.CutPrefix(k, "http://")
 	}
-	k = strings.TrimSuffix(k, "/")
-	if hadScheme {
-		k = strings.TrimSuffix(strings.TrimSuffix(k, "/v1"), "/v2")
-	}
-	host, rest, _ := strings.Cut(k, "/")
+	host, rest, _ := strings.Cut(strings.TrimSuffix(k, "/"), "/")
 	if host == "index.docker.io" || host == "registry-1.docker.io" {
 		host = "docker.io"
+		if rest == "v1" || rest == "v2" {
+			rest = "" // an API's, nobody's images
+		}
+	}
+	if hadScheme {
+		rest = "" // docker has addresses for keys, and heeds their hosts alone
 	}
 	if rest != "" {
 		return host + "/" + rest

@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/layerpipe/layerpipe/internal/testregistry"
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
@@ -28,6 +31,9 @@ func TestAuthFile(t *testing.T) {
 		{name: "with a port", file: `{"auths":{"reg.io:5000":{"auth":"` + b64 + `"}}}`, ref: "reg.io:5000/a/b", want: full},
 		{name: "another port", file: `{"auths":{"reg.io:5000":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b"},
 		{name: "a scheme", file: `{"auths":{"https://reg.io/v2/":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b", want: full},
+		{name: "an address", file: `{"auths":{"https://reg.io/artifactory/api/docker":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b", want: full},
+		{name: "hub without a scheme", file: `{"auths":{"index.docker.io/v1/":{"auth":"` + b64 + `"}}}`, ref: "golang", want: full},
+		{name: "a user's at hub", file: `{"auths":{"index.docker.io/team":{"auth":"` + b64 + `"}}}`, ref: "golang"},
 		{name: "hub", file: `{"auths":{"https://index.docker.io/v1/":{"auth":"` + b64 + `"}}}`, ref: "golang", want: full},
 		{name: "podman's hub", file: `{"auths":{"docker.io":{"auth":"` + b64 + `"}}}`, ref: "golang", want: full},
 		{name: "a namespace", file: `{"auths":{"reg.io":{"username":"x","password":"y"},"reg.io/a":{"auth":"` + b64 + `"}}}`, ref: "reg.io/a/b", want: full},
@@ -83,6 +89,7 @@ func TestAuthFilePlaces(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", one)
 	t.Setenv("DOCKER_CONFIG", two)
 	t.Setenv("REGISTRY_AUTH_FILE", "")
+	t.Setenv(authVariable, "")
 	write := func(name, user string) {
 		os.MkdirAll(filepath.Dir(name), 0o700)
 		text := fmt.Sprintf(`{"auths":{"reg.io":{"username":%q,"password":"p"}}}`, user)
@@ -114,6 +121,91 @@ func TestAuthFilePlaces(t *testing.T) {
 	t.Setenv("REGISTRY_AUTH_FILE", named)
 	if got := who(); got != "named" {
 		t.Errorf("REGISTRY_AUTH_FILE: %q", got)
+	}
+	t.Setenv(authVariable, `{"auths":{"reg.io":{"username":"environment","password":"p"}}}`)
+	if got := who(); got != "named" {
+		t.Errorf("REGISTRY_AUTH_FILE and %s: %q", authVariable, got)
+	}
+	t.Setenv("REGISTRY_AUTH_FILE", "")
+	if got := who(); got != "environment" {
+		t.Errorf("%s: %q", authVariable, got)
+	}
+}
+
+// TestAuthFilePlacesBad: what is wrong with a file that nobody has named is said,
+// and does not keep anybody from a public image.
+func TestAuthFilePlacesBad(t *testing.T) {
+	for name, tt := range map[string]struct {
+		make func(t *testing.T, name string) error
+		say  string
+	}{
+		"a directory":          {func(_ *testing.T, name string) error { return os.MkdirAll(name, 0o700) }, "config.json"},
+		"not JSON":             {func(_ *testing.T, name string) error { return os.WriteFile(name, []byte("hunter2"), 0o600) }, "config.json is not valid JSON"},
+		"no permission":        {func(t *testing.T, name string) error { skipRoot(t); return os.WriteFile(name, nil, 0) }, "config.json"},
+		"nothing in the place": {func(_ *testing.T, name string) error { return nil }, ""},
+		"a file in the place": {func(_ *testing.T, name string) error {
+			return errors.Join(os.Remove(filepath.Dir(name)), os.WriteFile(filepath.Dir(name), nil, 0o600))
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.Bearer(&testregistry.Tokens{})
+			dir := filepath.Join(t.TempDir(), "docker")
+			t.Setenv("HOME", t.TempDir())
+			t.Setenv("XDG_RUNTIME_DIR", dir)
+			t.Setenv("XDG_CONFIG_HOME", dir)
+			t.Setenv("DOCKER_CONFIG", dir)
+			t.Setenv("REGISTRY_AUTH_FILE", "")
+			t.Setenv(authVariable, "")
+			if err := errors.Join(os.Mkdir(dir, 0o700), tt.make(t, filepath.Join(dir, "config.json"))); err != nil {
+				t.Fatal(err)
+			}
+			b, err := readBlob(w.open(t, func(o *Options) { o.AuthFile = "" }), w.layer)
+			if err != nil || !bytes.Equal(b, w.blob) {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+			if said := fmt.Sprint(w.said()); !strings.Contains(said, tt.say) || tt.say == "" && strings.Contains(said, "credentials") {
+				t.Errorf("said %q", said)
+			}
+			noSecret(t, fmt.Sprint(w.said()))
+		})
+	}
+}
+
+func skipRoot(t *testing.T) {
+	if os.Getuid() <= 0 {
+		t.Skip("root may read everything, and Windows has no such permissions")
+	}
+}
+
+// TestAuthPipe: a pipe gives its credentials once, and they are good for as long
+// as the download takes.
+func TestAuthPipe(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no /dev/fd")
+	}
+	w := newWorld(t)
+	tokens := w.Bearer(&testregistry.Tokens{User: user, Password: password})
+	r, wr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	fmt.Fprintf(wr, `{"auths":{%q:{"username":%q,"password":%q}}}`, w.host, user, password)
+	wr.Close()
+	f := w.Inject(&testregistry.Fault{Match: testregistry.Blobs, Serve: func(rw http.ResponseWriter, req *http.Request, next http.Handler) {
+		defer tokens.Revoke()
+		testregistry.Cut(100_000)(rw, req, next)
+	}})
+	repo := w.open(t, func(o *Options) {
+		o.AuthFile = fmt.Sprintf("/dev/fd/%d", r.Fd())
+		o.CredentialLife = time.Nanosecond
+	})
+	if b, err := readBlob(repo, w.layer); err != nil || !bytes.Equal(b, w.blob) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if f.Delivered() < 3 || tokens.Issued() < 3 {
+		t.Errorf("%d faults, %d tokens", f.Delivered(), tokens.Issued())
 	}
 }
 

@@ -130,7 +130,7 @@ func FuzzHeaders(f *testing.F) {
 		if r, ok := parseContentRange(rng); ok && (r.start < 0 || r.end <= r.start || r.total >= 0 && r.end > r.total) {
 			t.Errorf("%q: %v", rng, r)
 		}
-		if d := retryAfter(after, time.Unix(0, 0)); d < 0 {
+		if d := retryAfter(http.Header{"Retry-After": {after}, "Date": {link}}, time.Unix(0, 0)); d < 0 {
 			t.Errorf("%q: %v", after, d)
 		}
 		if u, err := nextPage(home, []string{link}); err == nil && u != nil && (!sameOrigin(home, u) || u.User != nil) {

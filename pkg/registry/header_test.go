@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"net/http"
 	"net/url"
 	"reflect"
 	"testing"
@@ -37,8 +38,18 @@ func TestRetryAfter(t *testing.T) {
 		"Fri, 02 Jan 2026 03:04:15 GMT": 10 * time.Second,
 		"Fri, 02 Jan 2026 03:04:00 GMT": 0,
 	} {
-		if got := retryAfter(in, now); got != want {
+		if got := retryAfter(http.Header{"Retry-After": {in}}, now); got != want {
 			t.Errorf("%q: %v, want %v", in, got, want)
+		}
+	}
+	// The server's clock is an hour behind ours, or ahead of it.
+	for _, skew := range []time.Duration{-time.Hour, time.Hour} {
+		header := http.Header{
+			"Date":        {now.Add(skew).Format(http.TimeFormat)},
+			"Retry-After": {now.Add(skew + 10*time.Second).Format(http.TimeFormat)},
+		}
+		if got := retryAfter(header, now); got != 10*time.Second {
+			t.Errorf("clocks %v apart: %v", skew, got)
 		}
 	}
 }

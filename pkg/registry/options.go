@@ -16,7 +16,8 @@ type Options struct {
 
 	Username string // with Password, instead of what the files have
 	Password string
-	AuthFile string // docker's config.json or podman's auth.json; "": the usual places
+	AuthFile string    // docker's config.json or podman's auth.json; "": the usual places
+	authPipe *authPipe // what AuthFile gave, if it is no file; nil: it is one
 
 	// RegistriesConf is a containers-registries.conf(5) of version 2, and
 	// HostsDir a directory as containerd's certs.d. They say where else an

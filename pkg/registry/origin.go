@@ -63,6 +63,22 @@ func rangeHeader(off, end int64) http.Header {
 	return http.Header{"Range": {"bytes=" + strconv.FormatInt(off, 10) + "-" + strconv.FormatInt(end-1, 10)}}
 }
 
+// refusesRange reports whether a server does not take a range, which is another
+// thing than to ignore it: some answer 416, as if there were nothing at that
+// place, or take the header for a mistake. Without it they may give the blob.
+func refusesRange(err error) bool {
+	se, ok := errors.AsType[*statusError](err)
+	if !ok {
+		return false
+	}
+	switch se.status {
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusPreconditionFailed,
+		http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented:
+		return true
+	}
+	return false
+}
+
 // contentRange is what a 206 says it holds: [start, end) of total bytes, -1 if
 // the server does not tell.
 type contentRange struct{ start, end, total int64 }

@@ -151,6 +151,10 @@ func TestStreamFaults(t *testing.T) {
 			{Match: blobs, Times: 1, Serve: testregistry.Status(500)},
 			{Match: blobs, Times: 1, Serve: testregistry.Status(502)},
 			{Match: blobs, Times: 1, Serve: testregistry.Status(504)}}, say: "504 Gateway Timeout"},
+		"a CDN's 520 and 522": {faults: []testregistry.Fault{
+			{Match: blobs, Times: 1, Serve: testregistry.Status(520)},
+			{Match: blobs, Times: 1, Serve: testregistry.Status(522)}}, say: ": 522 (test registry); trying again"},
+		"501":           {faults: []testregistry.Fault{{Match: blobs, Serve: testregistry.Status(501)}}, err: errAny, say: "501 Not Implemented"},
 		"500 for ever":  {faults: []testregistry.Fault{{Match: blobs, Serve: testregistry.Status(500)}}, err: errAny, say: "tried 4 times"},
 		"404":           {faults: []testregistry.Fault{{Match: blobs, Serve: testregistry.Status(404)}}, err: fault.ErrNotFound, say: "blob sha256:"},
 		"403":           {faults: []testregistry.Fault{{Match: blobs, Serve: testregistry.Status(403)}}, err: fault.ErrUnauthorized},
@@ -180,7 +184,19 @@ func TestStreamFaults(t *testing.T) {
 			{Match: resumed, Serve: func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 				req.Header.Set("Range", "bytes=100001-299999")
 				next.ServeHTTP(w, req)
-			}}}, err: fault.ErrIntegrity, say: "answered with 100001-299999"},
+			}}}, say: "answered with 100001-299999"},
+		"another part, whatever is asked for": {faults: []testregistry.Fault{
+			{Match: blobs, Times: 1, Serve: testregistry.Cut(100_000)},
+			{Match: blobs, Serve: func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+				req.Header.Set("Range", "bytes=100001-299999")
+				next.ServeHTTP(w, req)
+			}}}, err: fault.ErrIntegrity, say: "tried 4 times"},
+		"several ranges": {faults: []testregistry.Fault{
+			{Match: blobs, Times: 1, Serve: testregistry.Cut(100_000)},
+			{Match: resumed, Serve: func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+				req.Header.Set("Range", "bytes=100000-100001,100002-299999")
+				next.ServeHTTP(w, req)
+			}}}, say: `answered with the range ""`},
 		"range of another size": {faults: []testregistry.Fault{
 			{Match: blobs, Times: 1, Serve: testregistry.Cut(100_000)},
 			{Match: resumed, Serve: testregistry.Header(func(h http.Header) { h.Set("Content-Range", "bytes 100000-299999/300001") })}},
@@ -193,7 +209,11 @@ func TestStreamFaults(t *testing.T) {
 			}}}},
 		"416": {faults: []testregistry.Fault{
 			{Match: blobs, Times: 1, Serve: testregistry.Cut(100_000)},
-			{Match: resumed, Serve: testregistry.Status(416)}}, err: errAny, say: "416"},
+			{Match: resumed, Serve: testregistry.Status(416)}}},
+		"416, and then 500": {faults: []testregistry.Fault{
+			{Match: blobs, Times: 1, Serve: testregistry.Cut(100_000)},
+			{Match: resumed, Times: 2, Serve: testregistry.Status(416)},
+			{Match: blobs, Times: 1, Serve: testregistry.Status(500)}}, say: "500"},
 		"206 to the whole": {faults: []testregistry.Fault{{Match: blobs, Serve: func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 			req.Header.Set("Range", "bytes=0-99")
 			next.ServeHTTP(w, req)

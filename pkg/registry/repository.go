@@ -28,6 +28,7 @@ type Repository struct {
 // configuration of mirrors says that it is. Nothing is sent yet.
 func Open(ref string, o Options) (*Repository, error) {
 	o.setDefaults()
+	o.takeAuthPipe()
 	conf, err := o.registriesConf()
 	if err != nil {
 		return nil, err

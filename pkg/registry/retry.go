@@ -35,7 +35,7 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string {
-	s := fmt.Sprintf("%s: %d %s", e.what, e.status, http.StatusText(e.status))
+	s := strings.TrimSpace(fmt.Sprintf("%s: %d %s", e.what, e.status, http.StatusText(e.status)))
 	if e.detail != "" {
 		s += " (" + e.detail + ")"
 	}
@@ -121,11 +121,14 @@ func (c *client) retryable(err error) bool {
 	}
 	if se, ok := errors.AsType[*statusError](err); ok {
 		switch se.status {
-		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
-			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		case http.StatusRequestTimeout, http.StatusTooManyRequests:
 			return true
+		case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported, http.StatusNetworkAuthenticationRequired:
+			return false
 		}
-		return false
+		// Those beyond the standard's, too: 520 to 530 are a large CDN's for an
+		// origin that it cannot reach just now.
+		return se.status >= 500
 	}
 	if _, ok := errors.AsType[rangeError](err); ok {
 		return true
@@ -166,14 +169,18 @@ func (c *client) retryable(err error) bool {
 	return true
 }
 
-// retryAfter reads a Retry-After header: seconds, or a date.
-func retryAfter(h string, now time.Time) time.Duration {
-	h = strings.TrimSpace(h)
+// retryAfter reads a Retry-After header: seconds, or a date. That is a date by
+// the server's clock, which the Date header tells; now is ours.
+func retryAfter(header http.Header, now time.Time) time.Duration {
+	h := strings.TrimSpace(header.Get("Retry-After"))
 	if h == "" {
 		return 0
 	}
 	if n, err := strconv.ParseUint(h, 10, 31); err == nil {
 		return time.Duration(n) * time.Second
+	}
+	if t, err := http.ParseTime(header.Get("Date")); err == nil {
+		now = t
 	}
 	if t, err := http.ParseTime(h); err == nil && t.After(now) {
 		return t.Sub(now)

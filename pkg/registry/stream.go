@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -48,6 +49,7 @@ type resumer struct {
 	body  io.ReadCloser // nil: to be opened
 	broke error         // why there is no body
 	ended bool          // nothing follows
+	whole bool          // the next request is for all of it: a range was answered wrongly
 	retry retrier
 }
 
@@ -88,21 +90,28 @@ func (r *resumer) connect() error {
 	}
 }
 
-// open sends one request for what is left.
+// open sends one request for what is left or, where ranges do not work, for
+// all.
 func (r *resumer) open() error {
 	var header http.Header
 	switch {
-	case r.off > 0 && r.size > 0:
+	case r.off == 0 || r.whole:
+	case r.size > 0:
 		header = rangeHeader(r.off, r.size)
-	case r.off > 0:
+	default:
 		header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", r.off)}}
 	}
+	r.whole = false
 	resp, err := r.o.get(r.ctx, header, r.what)
+	if header != nil && refusesRange(err) {
+		resp, err = r.o.get(r.ctx, nil, r.what)
+	}
 	if err != nil {
 		return err
 	}
 	if err := r.accept(resp); err != nil {
 		resp.Body.Close()
+		_, r.whole = errors.AsType[rangeError](err)
 		return err
 	}
 	r.body = resp.Body

@@ -23,7 +23,7 @@ type Flags struct {
 	CAFile        string   `name:"ca-file" placeholder:"FILE" help:"Certificates to trust besides the system's."`
 	CertFile      string   `placeholder:"FILE" help:"Client certificate."`
 	KeyFile       string   `placeholder:"FILE" help:"Its key."`
-	AuthFile      string   `name:"authfile" aliases:"registry-config" placeholder:"FILE" help:"Credentials: docker's config.json or podman's auth.json (default: where those are)."`
+	AuthFile      string   `name:"authfile" aliases:"registry-config" placeholder:"FILE" help:"Credentials: docker's config.json or podman's auth.json (default: $$DOCKER_AUTH_CONFIG's, then where those are)."`
 	Registries    string   `name:"registries-conf" placeholder:"FILE" help:"Mirrors, blocks and aliases: podman's registries.conf (default: where it is)."`
 	HostsDir      string   `placeholder:"DIR" help:"Mirrors: containerd's certs.d, of HOST/hosts.toml (default: where it is)."`
 	CacheDir      string   `placeholder:"DIR" help:"Keep blobs in DIR, and take them from there. Any number of processes may share it."`
