@@ -336,7 +336,7 @@ func (f *flags) tls() (*tls.Config, error) {
 		}
 		c.ClientCAs = x509.NewCertPool()
 		if !c.ClientCAs.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("%s: no certificate in it: %w", f.TLSCA, fault.ErrUsage)
+			return nil, fault.Usagef("%s: no certificate in it", f.TLSCA)
 		}
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}

@@ -99,7 +99,7 @@ func (v *verifiedBlob) load(at int64) error {
 	// Where spans share a byte, it is the later one's, who begins with it.
 	i := sort.Search(len(v.l.Spans), func(i int) bool { return v.l.Spans[i].Start() > at }) - 1
 	if i < 0 {
-		return fmt.Errorf("offset %d is in no span: %w", at, fault.ErrUsage)
+		return fault.Usagef("offset %d is in no span", at)
 	}
 	in, end, _, _ := v.l.Range(i)
 	k := (at - in) / seek.PieceSize

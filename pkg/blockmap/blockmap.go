@@ -5,7 +5,6 @@ package blockmap
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sort"
 
@@ -49,10 +48,10 @@ func New(segs []Segment) (*Map, error) {
 	var end int64
 	for i, s := range m.segs {
 		if s.Size < 0 || s.Size > 1<<62-end {
-			return nil, fmt.Errorf("segment %d: %d bytes behind %d: %w", i, s.Size, end, fault.ErrUsage)
+			return nil, fault.Usagef("segment %d: %d bytes behind %d", i, s.Size, end)
 		}
 		if s.Source != nil && s.Source.Size() > s.Size {
-			return nil, fmt.Errorf("segment %d: a source of %d bytes in %d bytes of address space: %w", i, s.Source.Size(), s.Size, fault.ErrUsage)
+			return nil, fault.Usagef("segment %d: a source of %d bytes in %d bytes of address space", i, s.Source.Size(), s.Size)
 		}
 		end += s.Size
 		m.ends = append(m.ends, end)
@@ -80,7 +79,7 @@ type part struct {
 // undefined, and n is what is right at its front.
 func (m *Map) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("read at offset %d: %w", off, fault.ErrUsage)
+		return 0, fault.Usagef("a read at a negative offset, %d", off)
 	}
 	size := m.Size()
 	if off >= size {

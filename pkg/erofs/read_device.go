@@ -58,7 +58,7 @@ func (f *FS) readDevices(r io.ReaderAt, size int64) error {
 	}
 	given := f.opts.devices
 	if len(given) > extra {
-		return fmt.Errorf("%d devices given, but the image has %d: %w", len(given), extra, fault.ErrUsage)
+		return fault.Usagef("%d devices given, but the image has %d", len(given), extra)
 	}
 	for i := range extra {
 		off := (int64(f.sb.DevtSlotOff) + int64(i)) * ondisk.DeviceSlotSize

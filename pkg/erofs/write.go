@@ -93,7 +93,7 @@ func NewWriter(out, tails Storage, o WriterOptions) (*Writer, error) {
 	}
 	w := &Writer{opts: o, bs: int64(o.BlockSize), bits: uint8(bits.TrailingZeros(uint(o.BlockSize))), out: out, scratch: tails}
 	if o.BlockSize != 1<<w.bits || w.bits < ondisk.MinBlockBits || w.bits > ondisk.MaxBlockBits {
-		return nil, fmt.Errorf("block size %d: a power of two from 512 to 65536 is needed: %w", o.BlockSize, fault.ErrUsage)
+		return nil, fault.Usagef("block size %d: a power of two from 512 to 65536 is needed", o.BlockSize)
 	}
 	if o.Devices < 0 || o.Devices > 1<<16-1 {
 		return nil, fmt.Errorf("%d devices: %w", o.Devices, fault.ErrUnsupported)

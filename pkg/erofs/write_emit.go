@@ -13,10 +13,10 @@ import (
 // added or lie on a device, and then the superblock. The Writer is used up.
 func (w *Writer) Finish(t *rootfs.Tree, fin Final) (*WriteStats, error) {
 	if len(fin.Devices) != w.opts.Devices {
-		return nil, fmt.Errorf("erofs: %d devices, room for %d: %w", len(fin.Devices), w.opts.Devices, fault.ErrUsage)
+		return nil, fault.Usagef("erofs: %d devices, room for %d", len(fin.Devices), w.opts.Devices)
 	}
 	if len(fin.Label) > 16 {
-		return nil, fmt.Errorf("label %q: more than 16 bytes: %w", fin.Label, fault.ErrUsage)
+		return nil, fault.Usagef("label %q: more than 16 bytes", fin.Label)
 	}
 	if err := w.data.flush(); err != nil {
 		return nil, err

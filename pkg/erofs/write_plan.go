@@ -180,7 +180,7 @@ func (p *plan) chunksOf(i *rootfs.Inode, flat *chunkLayout) (*chunkLayout, error
 	case i.Device > 0 && sparse:
 		m, ok := p.w.sparseOnDevice(i, runs)
 		if !ok {
-			return nil, fmt.Errorf("erofs: sparse file is not aligned on device %d: %w", i.Device, fault.ErrUsage)
+			return nil, fault.Usagef("erofs: sparse file is not aligned on device %d", i.Device)
 		}
 		return m, nil
 	case i.Device > 0:

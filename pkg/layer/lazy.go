@@ -282,7 +282,7 @@ func (l *Lazy) Warm(ctx context.Context, off, n int64) error {
 // fault.ErrIntegrity or fault.ErrCorrupt.
 func (l *Lazy) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("layer %s: offset %d: %w", l.opt.Name, off, fault.ErrUsage)
+		return 0, fault.Usagef("layer %s: a read at a negative offset, %d", l.opt.Name, off)
 	}
 	if len(p) == 0 {
 		return 0, nil

@@ -127,7 +127,7 @@ func (r *Reader) WriteTo(w io.Writer) (int64, error) {
 // end, or after an error, it returns what there is together with the error.
 func (r *Reader) Peek(n int) ([]byte, error) {
 	if n < 0 || n > max(MaxPeek, len(r.buf)) {
-		return nil, fmt.Errorf("peek at %d bytes, of at most %d: %w", n, MaxPeek, fault.ErrUsage)
+		return nil, fault.Usagef("peek at %d bytes, of at most %d", n, MaxPeek)
 	}
 	for len(r.buf) < n {
 		if !r.next() {
@@ -143,7 +143,7 @@ func (r *Reader) Buffered() int { return len(r.buf) }
 // Discard skips n bytes. If it skips fewer, the error says why.
 func (r *Reader) Discard(n int64) (int64, error) {
 	if n < 0 {
-		return 0, fmt.Errorf("discard of %d bytes: %w", n, fault.ErrUsage)
+		return 0, fault.Usagef("a discard of a negative number of bytes, %d", n)
 	}
 	left := n
 	for {
@@ -190,7 +190,7 @@ func (r *Reader) done() error {
 	case r.err != nil:
 		return r.err
 	}
-	return fmt.Errorf("layer is not read to its end: %w", fault.ErrUsage)
+	return fault.Usagef("layer is not read to its end")
 }
 
 // Digest returns the blob's digest, and "" before io.EOF. It is of the
@@ -217,7 +217,7 @@ func (r *Reader) Seek() (*seek.Layer, error) {
 	case err != nil:
 		return nil, err
 	case !r.s.o.Seek:
-		return nil, fmt.Errorf("seek data was not asked for: %w", fault.ErrUsage)
+		return nil, fault.Usagef("seek data was not asked for")
 	case r.s.kind == Xz:
 		return nil, fmt.Errorf("layer %s: an xz layer cannot be read at an offset (recompress it with gzip or zstd): %w", r.s.digest, fault.ErrUnsupported)
 	}

@@ -67,20 +67,20 @@ func setDefault[T int | int64 | time.Duration](p *T, v T) {
 
 func (s *Server) checkExports() error {
 	if len(s.Exports) == 0 {
-		return fmt.Errorf("nbd: no export: %w", fault.ErrUsage)
+		return fault.Usagef("nbd: no export")
 	}
 	s.Exports = append([]Export(nil), s.Exports...) // the defaults below are ours
 	for i := range s.Exports {
 		e := &s.Exports[i]
 		if len(e.Name) > maxString || len(e.Description) > maxString {
-			return fmt.Errorf("nbd: the name or description of export %d is longer than %d bytes: %w", i, maxString, fault.ErrUsage)
+			return fault.Usagef("nbd: the name or description of export %d is longer than %d bytes", i, maxString)
 		}
 		if e.Device == nil || e.Device.Size() < 0 {
-			return fmt.Errorf("nbd: export %q has no device: %w", e.Name, fault.ErrUsage)
+			return fault.Usagef("nbd: export %q has no device", e.Name)
 		}
 		for j := range i {
 			if s.Exports[j].Name == e.Name {
-				return fmt.Errorf("nbd: two exports are named %q: %w", e.Name, fault.ErrUsage)
+				return fault.Usagef("nbd: two exports are named %q", e.Name)
 			}
 		}
 		if e.MinBlock == 0 {
@@ -92,7 +92,7 @@ func (s *Server) checkExports() error {
 		// "Block size constraints": powers of two, the preferred one at least 512.
 		if e.MinBlock&(e.MinBlock-1) != 0 || e.MinBlock > 64<<10 ||
 			e.PreferredBlock&(e.PreferredBlock-1) != 0 || e.PreferredBlock < max(512, e.MinBlock) || e.PreferredBlock > MaxRead {
-			return fmt.Errorf("nbd: export %q: block sizes %d and %d: %w", e.Name, e.MinBlock, e.PreferredBlock, fault.ErrUsage)
+			return fault.Usagef("nbd: export %q: block sizes %d and %d", e.Name, e.MinBlock, e.PreferredBlock)
 		}
 	}
 	return nil

@@ -63,7 +63,7 @@ func checkLayoutDir(dir string) error {
 	}
 	b, err := ReadSmall(filepath.Join(dir, ocispec.ImageLayoutFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s exists and is no image layout: %w", dir, fault.ErrUsage)
+		return fault.Usagef("%s exists and is no image layout", dir)
 	}
 	if err == nil {
 		err = ociimage.CheckLayout(b)

@@ -3,7 +3,6 @@ package zinfo
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -64,10 +63,10 @@ func NewReader(r io.Reader, o Options) *Reader {
 	x := &Reader{z: inflate.NewReader(r), opt: o, index: Index{SpanSize: o.SpanSize, Size: -1, BlobSize: -1}}
 	switch {
 	case o.SpanSize < 0:
-		x.err = fmt.Errorf("%w: a span size of %d", fault.ErrUsage, o.SpanSize)
+		x.err = fault.Usagef("zinfo: a negative span size, %d", o.SpanSize)
 	case o.Sparse && o.SpanSize < WindowSize:
 		// One trace runs at a time; it takes WindowSize bytes to finish.
-		x.err = fmt.Errorf("%w: sparse windows take a span size of at least %d bytes", fault.ErrUsage, WindowSize)
+		x.err = fault.Usagef("zinfo: sparse windows take a span size of at least %d bytes", WindowSize)
 	}
 	x.z.OnBoundary(x.boundary)
 	return x
@@ -184,7 +183,7 @@ func (r *Reader) Index() (*Index, error) {
 	case io.EOF:
 		return &r.index, nil
 	case nil:
-		return nil, fmt.Errorf("%w: the index is asked for before the end of the data", fault.ErrUsage)
+		return nil, fault.Usagef("zinfo: the index is asked for before the end of the data")
 	}
 	return nil, r.err
 }

@@ -44,7 +44,7 @@ func (r *ReaderAt) Size() int64 { return r.x.Size }
 // fault.ErrCorrupt and fault.ErrIntegrity.
 func (r *ReaderAt) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("%w: an offset of %d", fault.ErrUsage, off)
+		return 0, fault.Usagef("zinfo: a read at a negative offset, %d", off)
 	}
 	if r.x.Size >= 0 && off >= r.x.Size {
 		return 0, io.EOF

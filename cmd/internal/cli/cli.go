@@ -203,13 +203,8 @@ func oneLine(s string) string {
 
 // Usagef makes an error of the caller's own: exit code 2.
 func Usagef(format string, args ...any) error {
-	return usageError(fmt.Sprintf(format, args...))
+	return fault.Usagef(format, args...)
 }
-
-type usageError string
-
-func (e usageError) Error() string        { return string(e) }
-func (e usageError) Is(target error) bool { return target == fault.ErrUsage }
 
 // version is kept in an embedded struct so that every command has --version.
 type globals struct {
