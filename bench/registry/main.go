@@ -178,7 +178,7 @@ func (b *bench) toFile() error {
 	ref := b.host + "/golang:latest"
 	err := b.contest("(d) archive from a registry nearby",
 		contest.Entrant{Name: "oci-fetch", Command: "FETCH -o OUT " + ref},
-		contest.Entrant{Name: "skopeo copy", Command: "skopeo --insecure-policy copy --quiet --preserve-digests --src-tls-verify=false docker://" + ref + " oci-archive:OUT"})
+		contest.Entrant{Name: "skopeo copy", Command: "skopeo --tmpdir " + b.dir + " --insecure-policy copy --quiet --preserve-digests --src-tls-verify=false docker://" + ref + " oci-archive:OUT"})
 	if err != nil {
 		return err
 	}

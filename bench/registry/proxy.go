@@ -41,6 +41,8 @@ func listen(to string, delay time.Duration, rate float64, perConn bool) (*proxy,
 func (p *proxy) host() string { return p.Addr().String() }
 
 func (p *proxy) serve(client net.Conn) {
+	// The handshake's round trip, which the loopback has not taken.
+	time.Sleep(2 * p.delay)
 	server, err := net.Dial("tcp", p.to)
 	if err != nil {
 		client.Close()
