@@ -17,13 +17,18 @@ import (
 // a symbolic link nor a hard link gets around them: a file that has another
 // name stays under that one.
 //
-//   - any bytes but slashes       **     any bytes
-//     ?      any byte but a slash        [a-z]  one of these, [!a-z] none of them
-//     \c     c itself
+//	?      any character but a slash
+//	*      any number of those
+//	**     any characters
+//	[a-z]  one of these, [!a-z] none of them; [[:alpha:]] and so on are ASCII's
+//	\c     c itself
+//
+// Characters are UTF-8's, in every locale; a byte that belongs to none is one by
+// itself.
 func compileGlob(glob string) (*regexp.Regexp, error) {
 	bad := func(what string) error { return fault.Usagef("pattern %q: %s", glob, what) }
 	whole := strings.Contains(glob, "/")
-	rest := strings.TrimSuffix(strings.TrimPrefix(glob, "/"), "/")
+	rest := strings.TrimSuffix(strings.TrimPrefix(string(validText([]byte(glob))), "/"), "/")
 	if rest == "" {
 		return nil, bad("nothing in it")
 	}
@@ -88,6 +93,10 @@ func globClass(s string) (class string, n int) {
 		case c == ']' && !first:
 			re.WriteByte(']')
 			return re.String(), len(s) - len(body)
+		case c == '[' && strings.HasPrefix(body, ":") && strings.Contains(body, ":]"):
+			n := strings.Index(body, ":]") + 2
+			re.WriteString("[" + body[:n]) // which regexp knows, or refuses
+			body = body[n:]
 		case c == '-':
 			re.WriteByte('-')
 		default:
@@ -102,10 +111,30 @@ func globClass(s string) (class string, n int) {
 	return "", 0
 }
 
+// validText makes UTF-8 of names that are none: it gives each byte that is no
+// part of a character one of the last characters that Unicode has room for, and
+// which are nobody's.
+func validText(name []byte) []byte {
+	if utf8.Valid(name) {
+		return name
+	}
+	var text []byte
+	for len(name) > 0 {
+		r, n := utf8.DecodeRune(name)
+		if r == utf8.RuneError && n == 1 {
+			r = utf8.MaxRune - 0xff + rune(name[0])
+		}
+		text = utf8.AppendRune(text, r)
+		name = name[n:]
+	}
+	return text
+}
+
 // excluded tells whether a path, without a leading slash, is to be left out.
 func (b *builder) excluded(path []byte) bool {
+	text := validText(path)
 	for _, re := range b.exclude {
-		if re.Match(path) {
+		if re.Match(text) {
 			return true
 		}
 	}

@@ -17,14 +17,14 @@ import (
 
 func TestExclude(t *testing.T) {
 	tarball := builderTar(t, func(b *testimage.Builder) {
-		for _, name := range []string{"a.o", "a.c", "src/a.o", "src/b/a.o", "src/b/c", "tmp/x", "var/tmp/y", "a-b", "[x]", "ü", "back\\slash", "*"} {
+		for _, name := range []string{"a.o", "a.c", "src/a.o", "src/b/a.o", "src/b/c", "tmp/x", "var/tmp/y", "a-b", "[x]", "ü", "caf\xe9", "caf\xe9s", "café", "back\\slash", "*"} {
 			b.File(name, 0o644, strings.Repeat(name, 2000))
 		}
 		b.Link("kept", "src/b/c")
 		b.Symlink("lib", "src/b")
 		b.File("lib/through", 0o644, "a link")
 	})
-	all := []string{"*", "[x]", "a-b", "a.c", "a.o", "back\\slash", "kept", "lib", "src", "src/a.o", "src/b", "src/b/a.o", "src/b/c", "src/b/through", "tmp", "tmp/x", "var", "var/tmp", "var/tmp/y", "ü"}
+	all := []string{"*", "[x]", "a-b", "a.c", "a.o", "back\\slash", "café", "caf\xe9", "caf\xe9s", "kept", "lib", "src", "src/a.o", "src/b", "src/b/a.o", "src/b/c", "src/b/through", "tmp", "tmp/x", "var", "var/tmp", "var/tmp/y", "ü"}
 	tests := []struct {
 		globs string // separated by blanks
 		gone  []string
@@ -54,6 +54,14 @@ func TestExclude(t *testing.T) {
 		{"back\\\\slash", []string{"back\\slash"}},
 		{"?", []string{"*", "src/b/c", "tmp/x", "var/tmp/y", "src/b", "src/b/a.o", "src/b/through", "ü"}},
 		{"[ä-ü]", []string{"ü"}},
+		{"caf?", []string{"caf\xe9", "café"}},
+		{"caf??", []string{"caf\xe9s"}},
+		{"caf[!a-é]", []string{"caf\xe9"}},
+		{"caf\xe9*", []string{"caf\xe9", "caf\xe9s"}},
+		{"caf[\x80-\xff]", []string{"caf\xe9"}},
+		{"caf\\é", []string{"café"}},
+		{"*[^[:alnum:]]*", []string{"*", "[x]", "a-b", "a.c", "a.o", "back\\slash", "caf\xe9", "caf\xe9s", "café", "src/a.o", "src/b/a.o", "ü"}},
+		{"[[:digit:]x]", []string{"tmp/x"}},
 		{"*", all},
 	}
 	for _, tt := range tests {
@@ -66,7 +74,7 @@ func TestExclude(t *testing.T) {
 			}
 		})
 	}
-	for _, bad := range []string{"", "/", "[a", "a\\", "[z-a]", "[", "[!"} {
+	for _, bad := range []string{"", "/", "[a", "a\\", "[z-a]", "[", "[!", "[[:letter:]]", "[[:alpha:]"} {
 		_, err := build.Image(t.Context(), nil, nil, tarLayers(), build.Options{Exclude: []string{bad}})
 		if !errors.Is(err, fault.ErrUsage) {
 			t.Errorf("%q: %v", bad, err)
