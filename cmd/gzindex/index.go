@@ -34,11 +34,7 @@ func (c *command) index(ctx context.Context) error {
 	var tee *output
 	w := io.Discard
 	if c.flags.Tee != "" {
-		name := string(c.flags.Tee)
-		if name == "-" {
-			name = ""
-		}
-		if tee, err = c.create(name); err != nil {
+		if tee, err = c.create(string(c.flags.Tee)); err != nil {
 			return err
 		}
 		defer tee.Close()
@@ -47,23 +43,12 @@ func (c *command) index(ctx context.Context) error {
 
 	_, size, _ := cli.Regular(in)
 	c.progress.Start(c.name(), size)
-	src := &source{ctx: ctx, r: in, seen: c.progress.Set}
-	r := c.maker(ctx, src)
+	r := c.maker(ctx, &source{ctx: ctx, r: in, seen: c.progress.Set})
 	defer r.Close()
-	// A read of stdin may wait for ever, and a signal must end it: then the
-	// process ends without this goroutine.
-	done := make(chan error, 1)
-	go func() {
-		_, err := r.WriteTo(w)
-		done <- err
-	}()
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if err != nil {
+	if err := decode(ctx, r, w); err != nil {
 		switch {
+		case ctx.Err() != nil:
+			return err
 		case tee != nil && tee.failed:
 			return err // of the output, which says so itself
 		case errors.Is(err, zinfo.ErrTooLarge) && c.flags.PerMember:
@@ -81,6 +66,23 @@ func (c *command) index(ctx context.Context) error {
 		}
 	}
 	return out.commit()
+}
+
+// decode writes the decompressed data to w, or gives up with ctx: a read of stdin
+// may wait for ever, and a signal must end it. The process then ends before the
+// goroutine that reads does, which still has hold of r and w.
+func decode(ctx context.Context, r maker, w io.Writer) error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.WriteTo(w)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // checkOutputs refuses what would put the index in the place of the input, or
@@ -209,9 +211,9 @@ type output struct {
 	failed bool
 }
 
-// create starts an output; an empty name is stdout.
+// create starts an output; "-" and an empty name are stdout.
 func (c *command) create(name string) (*output, error) {
-	if name == "" {
+	if name == "" || name == "-" {
 		w, err := c.env.BinaryStdout()
 		return &output{Writer: w}, err
 	}

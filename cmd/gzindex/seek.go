@@ -35,19 +35,20 @@ func (b *fileBlob) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 
 func (b *fileBlob) Size() int64 { return b.size }
 
-// openSeek gives the data of a blob, for one who reads in sequence and knows
-// where he wants to end: unlike package layer, which decodes whole spans and
-// keeps them, it decodes no further than that.
-func openSeek(ctx context.Context, blob *fileBlob, l *seek.Layer) (readAtCloser, error) {
+// open gives the data of a blob, for one who reads in sequence and knows where
+// he wants to end: unlike package layer, which decodes whole spans and keeps
+// them, it decodes no further than that, and goes on where the last read ended.
+func (x *index) open(ctx context.Context, blob *fileBlob) (readAtCloser, error) {
+	l := x.layer
+	if l == nil {
+		return unowned{zinfo.NewReaderAt(blob, x.zinfo)}, nil
+	}
 	verified := &verifiedBlob{blob: blob, l: l}
 	switch l.Kind {
 	case seek.Plain:
-		return verified, nil
+		return unowned{verified}, nil
 	case seek.Gzip:
-		return struct {
-			io.ReaderAt
-			io.Closer
-		}{zinfo.NewReaderAt(verified, zinfoOf(l)), verified}, nil
+		return unowned{zinfo.NewReaderAt(verified, zinfoOf(l))}, nil
 	}
 	lazy, err := layer.Open(blob, l, spancache.New(largeSpan), layer.LazyOptions{})
 	return &lazyReader{lazy, ctx}, err
@@ -57,6 +58,11 @@ type readAtCloser interface {
 	io.ReaderAt
 	io.Closer
 }
+
+// unowned is a reader of a blob that somebody else closes.
+type unowned struct{ io.ReaderAt }
+
+func (unowned) Close() error { return nil }
 
 // lazyReader gives a layer.Lazy the context of the command.
 type lazyReader struct {
@@ -76,8 +82,6 @@ type verifiedBlob struct {
 	piece []byte
 	at    int64 // offset of the piece in the blob
 }
-
-func (v *verifiedBlob) Close() error { return nil }
 
 func (v *verifiedBlob) ReadAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) {

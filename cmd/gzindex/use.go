@@ -24,10 +24,12 @@ import (
 type index struct {
 	zinfo *zinfo.Index // its windows may still be in the file
 	seek  *seek.Section
+	layer *seek.Layer // of the section: the one that is the blob
 	io.Closer
 }
 
-// load reads an index, of whichever format, of a blob of that size, or -1.
+// load reads an index, of whichever format, of a blob of that size, or -1 for
+// the index alone.
 func (c *command) load(name string, blobSize int64) (*index, error) {
 	r, err := c.env.Open(name)
 	if err != nil {
@@ -44,6 +46,9 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 		}
 	} else {
 		err = x.loadPiped(r, blobSize)
+	}
+	if err == nil && x.seek != nil && blobSize >= 0 {
+		x.layer, err = x.seek.Find("", blobSize)
 	}
 	if err != nil {
 		r.Close()
@@ -122,18 +127,12 @@ func (c *command) verify(ctx context.Context) error {
 		return err
 	}
 	defer x.Close()
-	var l *seek.Layer
-	if x.seek != nil {
-		if l, err = x.seek.Find("", size); err != nil {
-			return fmt.Errorf("%s: %w", c.flags.Verify, err)
-		}
-	}
 	c.progress.Start(c.flags.File, size)
 	var used atomic.Int64
 	progress := func(n int64) { c.progress.Set(used.Add(n)) }
 	var spans int
 	var n int64
-	if l != nil {
+	if l := x.layer; l != nil {
 		spans, n = len(l.Spans), l.Size
 		err = verifySeek(ctx, &fileBlob{blob, size}, l, c.flags.Jobs, progress)
 	} else {
@@ -165,26 +164,26 @@ func (c *command) read(ctx context.Context) error {
 		return err
 	}
 	defer x.Close()
-	// Each reader goes on where the last read ended.
-	var r io.ReaderAt
-	if x.seek == nil {
-		r = zinfo.NewReaderAt(blob, x.zinfo)
-	} else {
-		l, err := x.seek.Find("", size)
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.flags.Zinfo, err)
-		}
-		lazy, err := openSeek(ctx, &fileBlob{blob, size}, l)
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.flags.File, err)
-		}
-		defer lazy.Close()
-		r = lazy
+	r, err := x.open(ctx, &fileBlob{blob, size})
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.flags.File, err)
 	}
+	defer r.Close()
 	w, err := c.env.BinaryStdout()
 	if err != nil {
 		return err
 	}
+	err = c.copyRange(ctx, w, r, off, length)
+	// What there is in front of an error is good, and is written.
+	if flushErr := w.Flush(); err == nil {
+		err = flushErr
+	}
+	return err
+}
+
+// copyRange copies what --read asks for. A range without a length ends at
+// math.MaxInt64, and is whole wherever the data ends.
+func (c *command) copyRange(ctx context.Context, w io.Writer, r io.ReaderAt, off, length int64) error {
 	buf := make([]byte, min(length, 1<<18))
 	for start, end := off, off+length; off < end; {
 		if ctx.Err() != nil {
@@ -198,7 +197,7 @@ func (c *command) read(ctx context.Context) error {
 		if err == io.EOF {
 			switch {
 			case end == math.MaxInt64:
-				return w.Flush()
+				return nil
 			case off == start:
 				err = fmt.Errorf("the data ends at or before the offset of %s", c.flags.Read)
 			default:
@@ -206,10 +205,10 @@ func (c *command) read(ctx context.Context) error {
 			}
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", c.flags.File, err), w.Flush())
+			return fmt.Errorf("%s: %w", c.flags.File, err)
 		}
 	}
-	return w.Flush()
+	return nil
 }
 
 // parseRange reads OFFSET:LENGTH. Without a length it goes up to the last byte

@@ -107,49 +107,66 @@ type verifier struct {
 	window [WindowSize]byte // as it is
 }
 
-func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
-	defer func() {
-		if r.done = true; r.err != nil {
-			r.err = spanError(i, r.err)
+func (v *verifier) span(blob io.ReaderAt, i int) spanReport {
+	r := spanReport{done: true, open: v.x.Points[i].Out}
+	if r.err = v.c.resume(blob, v.x, i); r.err == nil {
+		if i == len(v.x.Points)-1 {
+			v.toEnd(&r, i)
+		} else {
+			v.toNext(&r, i)
 		}
-	}()
+	}
+	if r.err != nil {
+		r.err = spanError(i, r.err)
+	}
+	return r
+}
+
+// begin is where span i begins in the blob, for progress: the first one has the
+// bytes in front of it, too.
+func (v *verifier) begin(i int) int64 {
+	if i == 0 {
+		return 0
+	}
+	return v.x.Points[i].In
+}
+
+// memberEnd notes the end of a member that lies in the span.
+func (r *spanReport) memberEnd(m inflate.MemberEnd) {
+	if !r.ends {
+		r.ends, r.member = true, m
+	}
+	r.open = m.Out
+}
+
+// toEnd inflates the last span, i, and what is behind it.
+func (v *verifier) toEnd(r *spanReport, i int) {
 	z := &v.c.z
-	if r.err = v.c.resume(blob, v.x, i); r.err != nil {
-		return r
+	z.OnMember(r.memberEnd)
+	for r.err == nil {
+		_, r.err = z.Discard(1 << 30)
 	}
-	begin := int64(0)
-	if i > 0 {
-		begin = v.x.Points[i].In
+	r.end = z.OutputOffset()
+	r.used = z.InputOffset() - v.begin(i)
+	switch {
+	case r.err != io.EOF:
+	case v.x.Size >= 0 && r.end != v.x.Size:
+		r.err = fmt.Errorf("the data ends at %d, not at %d as the index says: %w", r.end, v.x.Size, fault.ErrCorrupt)
+	default:
+		r.err = nil
 	}
-	r.open = v.x.Points[i].Out
+}
+
+// toNext inflates span i, and wants the decoder to pass the next point with its
+// window in hand.
+func (v *verifier) toNext(r *spanReport, i int) {
+	z, next := &v.c.z, &v.x.Points[i+1]
 	found, same := false, true
 	z.OnMember(func(m inflate.MemberEnd) {
-		if found {
-			return // decoded beyond the span
+		if !found { // else it is decoded beyond the span
+			r.memberEnd(m)
 		}
-		if !r.ends {
-			r.ends, r.member = true, m
-		}
-		r.open = m.Out
 	})
-
-	if i == len(v.x.Points)-1 {
-		for r.err == nil {
-			_, r.err = z.Discard(1 << 30)
-		}
-		r.end = z.OutputOffset()
-		r.used = z.InputOffset() - begin
-		switch {
-		case r.err != io.EOF:
-		case v.x.Size >= 0 && r.end != v.x.Size:
-			r.err = fmt.Errorf("the data ends at %d, not at %d as the index says: %w", r.end, v.x.Size, fault.ErrCorrupt)
-		default:
-			r.err = nil
-		}
-		return r
-	}
-
-	next := &v.x.Points[i+1]
 	z.OnBoundary(func(b inflate.Boundary) {
 		if found || b.In != next.In || b.Out != next.Out || b.Bits != next.Bits {
 			return
@@ -165,7 +182,7 @@ func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
 		}
 	})
 	r.end = next.Out
-	r.used = next.In - begin
+	r.used = next.In - v.begin(i)
 	// The boundary is passed when the byte behind it is asked for.
 	_, err := z.Discard(next.Out - v.x.Points[i].Out)
 	if err == nil {
@@ -181,5 +198,4 @@ func (v *verifier) span(blob io.ReaderAt, i int) (r spanReport) {
 	default:
 		r.err = fmt.Errorf("point %d (in=%d out=%d bits=%d) is not at a block's edge: %w", i+1, next.In, next.Out, next.Bits, fault.ErrCorrupt)
 	}
-	return r
 }
