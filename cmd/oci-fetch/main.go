@@ -8,6 +8,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -54,8 +55,11 @@ type flags struct {
 	Output  string `short:"o" default:"-" placeholder:"FILE" help:"Write to FILE, which appears when all is well, or add to the layout oci:DIR[:TAG], which is made if need be."`
 	Jobs    int    `short:"j" aliases:"concurrency" default:"3" placeholder:"N" help:"Connections to download with (default ${default})."`
 	Retries int    `default:"6" placeholder:"N" help:"Failures in a row, without a byte between them, after which to give up (default ${default})."`
-	Quiet   bool   `short:"q" help:"Print nothing but errors."`
-	Verbose bool   `short:"v" help:"Say what is done."`
+
+	IdleTimeout time.Duration `default:"1m" placeholder:"TIME" help:"How long a connection may give nothing: a registry that fetches the image itself first may need more (default ${default})."`
+
+	Quiet   bool `short:"q" help:"Print nothing but errors."`
+	Verbose bool `short:"v" help:"Say what is done."`
 
 	NoProgress bool `help:"Draw no bars on a terminal."`
 
@@ -85,6 +89,9 @@ func run(ctx context.Context, env *cli.Env) error {
 	if f.Retries < 1 {
 		return cli.Usagef("--retries %d: at least 1", f.Retries)
 	}
+	if f.IdleTimeout <= 0 {
+		return cli.Usagef("--idle-timeout %s: must be above 0", f.IdleTimeout)
+	}
 	o, err := f.Options(env)
 	if err != nil {
 		return err
@@ -97,7 +104,7 @@ func run(ctx context.Context, env *cli.Env) error {
 	if f.Verbose && !f.Quiet {
 		o.Verbose = o.Notify
 	}
-	o.Concurrency, o.Retries = f.Jobs, f.Retries
+	o.Concurrency, o.Retries, o.IdleTimeout = f.Jobs, f.Retries, f.IdleTimeout
 	if c.platform, err = f.Target(); err != nil {
 		return err
 	}

@@ -69,6 +69,7 @@ func TestScripts(t *testing.T) {
 		"REG":    serve(func(r *testregistry.Registry) { multi = addPlatforms(r, im) }),
 		"LOCKED": serve(func(r *testregistry.Registry) { r.Basic("somebody", "hunter2") }),
 		"BROKEN": serve(blobFault(testregistry.Flip(50))),
+		"SILENT": serve(blobFault(func(_ http.ResponseWriter, req *http.Request, _ http.Handler) { <-req.Context().Done() })),
 		"CUT":    serve(blobFault(testregistry.Cut(0))),
 		"SHORT": serve(blobFault(func(w http.ResponseWriter, req *http.Request, _ http.Handler) {
 			http.ServeContent(w, req, "", time.Time{}, strings.NewReader("much too short"))
@@ -79,7 +80,7 @@ func TestScripts(t *testing.T) {
 		"SIGNATURE": multi.signature.Digest.String(), "BESIDE": multi.beside.Digest.String(),
 		"ZERO": "sha256:" + strings.Repeat("0", 64),
 		// Neither the user's credentials nor a proxy.
-		"REGISTRY_AUTH_FILE": "", "DOCKER_CONFIG": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent",
+		"REGISTRY_AUTH_FILE": "", "DOCKER_AUTH_CONFIG": "", "DOCKER_CONFIG": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent",
 		"XDG_RUNTIME_DIR": "/nonexistent", "HTTP_PROXY": "", "http_proxy": "",
 	}
 	for i, l := range im.Layers {

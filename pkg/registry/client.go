@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -269,21 +270,28 @@ func (c *client) statusError(what string, resp *http.Response) *statusError {
 	}
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	resp.Body.Close()
+	e.detail = c.secrets.scrubText(oneLine(errorDetail(b), 200))
+	return e
+}
+
+// errorDetail is what the body of an error says: of a registry as the
+// distribution spec has it, of a token server as OAuth2 (RFC 6749, section 5.2)
+// or Docker Hub's has it.
+func errorDetail(b []byte) string {
 	var body struct {
 		Errors []struct {
 			Code    string `json:"code"`
 			Message string `json:"message"`
 		} `json:"errors"`
+		Description string `json:"error_description"`
+		Details     string `json:"details"`
 	}
-	if json.Unmarshal(b, &body) == nil && len(body.Errors) > 0 {
-		first := body.Errors[0]
-		e.detail = first.Message
-		if e.detail == "" {
-			e.detail = first.Code
-		}
-		e.detail = c.secrets.scrubText(oneLine(e.detail, 200))
+	// A field of another type stays empty, and the others are read all the same.
+	json.Unmarshal(b, &body)
+	if len(body.Errors) > 0 {
+		return cmp.Or(body.Errors[0].Message, body.Errors[0].Code)
 	}
-	return e
+	return cmp.Or(body.Description, body.Details)
 }
 
 // oneLine makes foreign text fit into a line of ours.

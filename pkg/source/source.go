@@ -69,10 +69,28 @@ func Open(ref string, o Options) (Source, error) {
 		return openArchive(ref, name)
 	}
 	r, err := registry.Open(ref, o)
-	if err != nil {
+	switch meant := meansFile(ref); {
+	case err != nil && meant:
+		return nil, fmt.Errorf("%w; %s", err, filesAre)
+	case err != nil:
 		return nil, err
+	case meant && r.Reference().Domain == "docker.io" && o.Notify != nil:
+		o.Notify(fmt.Sprintf("%s is taken for an image on Docker Hub; %s", ref, filesAre))
 	}
 	return remote{r}, nil
+}
+
+const filesAre = "a file is given as " + archivePrefix + "FILE, a directory as " + layoutPrefix + "DIR"
+
+// meansFile reports whether a reference looks like a file, or like what other
+// tools call one. In docker's grammar some of that is an image all the same.
+func meansFile(ref string) bool {
+	transport, _, _ := strings.Cut(ref, ":")
+	switch transport {
+	case "docker-archive", "dir", "oci-layout", "docker-daemon", "containers-storage":
+		return true
+	}
+	return strings.HasPrefix(ref, ".") || strings.HasPrefix(ref, "/") || strings.HasSuffix(ref, ".tar")
 }
 
 // IsLocal reports whether ref names a directory or a file rather than a

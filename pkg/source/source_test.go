@@ -239,6 +239,23 @@ func TestOpenErrors(t *testing.T) {
 			t.Errorf("%s: %v, want %v", ref, err, want)
 		}
 	}
+	for _, ref := range []string{"./x.tar", "../image", "/x", "docker-archive:/x.tar", "dir:/x", "oci-layout:./x", "docker-daemon:alpine:latest"} {
+		if _, err := Open(ref, Options{}); !errors.Is(err, fault.ErrUsage) || !strings.Contains(err.Error(), "oci-archive:FILE") {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	for ref, doubt := range map[string]bool{
+		"docker-archive:x.tar": true, "containers-storage:alpine": true, "x.tar": true,
+		"golang": false, "docker:dind": false, "reg.io/x.tar": false,
+	} {
+		said := ""
+		s, err := Open(ref, Options{Notify: func(line string) { said += line }})
+		if err != nil || strings.Contains(said, "oci-archive:FILE") != doubt {
+			t.Errorf("%s: %v, said %q", ref, err, said)
+			continue
+		}
+		s.Close()
+	}
 	if _, err := Open("oci-archive:"+dir, Options{}); err == nil {
 		t.Error("a directory was opened as an archive")
 	}
