@@ -53,7 +53,7 @@ func (c *conn) acquire(ctx context.Context, t *task) error {
 	select {
 	case c.slots <- struct{}{}:
 	default:
-		c.flush(ctx)
+		c.flush()
 		select {
 		case c.slots <- struct{}{}:
 		case <-ctx.Done():
@@ -63,7 +63,7 @@ func (c *conn) acquire(ctx context.Context, t *task) error {
 	t.class = bufferClass(c.bufferNeed(t))
 	t.room = bufferSize(t.class)
 	if !c.mem.try(t.room) {
-		c.flush(ctx)
+		c.flush()
 		if err := c.mem.take(ctx, t.room); err != nil {
 			return err
 		}
@@ -81,7 +81,7 @@ func (c *conn) acquire(ctx context.Context, t *task) error {
 	default:
 		t.source = &c.reserve
 	}
-	c.flush(ctx)
+	c.flush()
 	return t.source.take(ctx, t.room)
 }
 

@@ -161,7 +161,7 @@ func (c *conn) abandon() {
 
 // transmit receives requests until the client leaves or breaks the protocol.
 func (c *conn) transmit(ctx context.Context) error {
-	defer c.flush(ctx)
+	defer c.flush()
 	for !c.stopping.Load() {
 		r, err := c.readRequest(ctx)
 		if err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -178,7 +178,7 @@ func (c *conn) transmit(ctx context.Context) error {
 			if n > maxDrain {
 				return protocolErrorf("command %d with %d bytes of payload", r.Type, n)
 			}
-			c.flush(ctx)
+			c.flush()
 			if _, err := c.br.Discard(int(n)); err != nil {
 				return err
 			}
@@ -216,7 +216,7 @@ func (c *conn) readRequest(ctx context.Context) (r request, err error) {
 		want, n = magicRequestExt, requestExtLen
 	}
 	if c.br.Buffered() < n {
-		c.flush(ctx) // there may be nothing to come before the client has it
+		c.flush() // there may be nothing to come before the client has it
 	}
 	var b [requestExtLen]byte
 	if _, err := io.ReadFull(c.br, b[:n]); err != nil {

@@ -74,11 +74,11 @@ func (c *conn) option(ctx context.Context, opt uint32, data []byte) (done bool, 
 		if opt == optExportName {
 			return false, protocolErrorf("EXPORT_NAME before TLS")
 		}
-		return false, c.reply(opt, repErrTLSRequired, nil)
+		return false, c.reply(opt, repErrTLSRequired)
 	}
 	switch opt {
 	case optAbort:
-		c.reply(opt, repAck, nil) // it may be gone already
+		c.reply(opt, repAck) // it may be gone already
 		return false, errBye
 	case optExportName:
 		return true, c.exportName(data)
@@ -93,12 +93,12 @@ func (c *conn) option(ctx context.Context, opt uint32, data []byte) (done bool, 
 	case optListMeta, optSetMeta:
 		return false, c.metaContext(opt, data)
 	}
-	return false, c.reply(opt, repErrUnsupported, nil)
+	return false, c.reply(opt, repErrUnsupported)
 }
 
-// reply sends one reply to an option.
-func (c *conn) reply(opt, rep uint32, data []byte) error {
-	_, err := c.nc.Write(appendOptionReply(nil, opt, rep, data))
+// reply sends one reply without data to an option.
+func (c *conn) reply(opt, rep uint32) error {
+	_, err := c.nc.Write(appendOptionReply(nil, opt, rep, nil))
 	return err
 }
 
@@ -122,7 +122,7 @@ func (c *conn) exportName(data []byte) error {
 
 func (c *conn) list(data []byte) error {
 	if len(data) != 0 {
-		return c.reply(optList, repErrInvalid, nil)
+		return c.reply(optList, repErrInvalid)
 	}
 	var b []byte
 	for i := range c.srv.Exports {
@@ -136,14 +136,14 @@ func (c *conn) list(data []byte) error {
 func (c *conn) startTLS(ctx context.Context, data []byte) error {
 	switch {
 	case len(data) != 0, c.tls:
-		return c.reply(optStartTLS, repErrInvalid, nil)
+		return c.reply(optStartTLS, repErrInvalid)
 	case c.srv.TLS == nil:
-		return c.reply(optStartTLS, repErrPolicy, nil)
+		return c.reply(optStartTLS, repErrPolicy)
 	case c.br.Buffered() > 0:
 		// Bytes sent in the clear must not pass for bytes sent within TLS.
 		return protocolErrorf("data behind STARTTLS")
 	}
-	if err := c.reply(optStartTLS, repAck, nil); err != nil {
+	if err := c.reply(optStartTLS, repAck); err != nil {
 		return err
 	}
 	t := tls.Server(c.nc, c.srv.TLS)
@@ -160,29 +160,29 @@ func (c *conn) startTLS(ctx context.Context, data []byte) error {
 // headers turns on the longer forms of replies.
 func (c *conn) headers(opt uint32, data []byte) error {
 	if len(data) != 0 {
-		return c.reply(opt, repErrInvalid, nil)
+		return c.reply(opt, repErrInvalid)
 	}
 	if opt == optExtendedHeaders {
 		if c.extended {
-			return c.reply(opt, repErrInvalid, nil)
+			return c.reply(opt, repErrInvalid)
 		}
 		c.extended = true
 	} else if c.extended {
-		return c.reply(opt, repErrExtHeaderReqd, nil)
+		return c.reply(opt, repErrExtHeaderReqd)
 	}
 	c.structured = true
-	return c.reply(opt, repAck, nil)
+	return c.reply(opt, repAck)
 }
 
 // info answers INFO and GO.
 func (c *conn) info(opt uint32, data []byte) (done bool, err error) {
 	r, ok := decodeInfoRequest(data)
 	if !ok {
-		return false, c.reply(opt, repErrInvalid, nil)
+		return false, c.reply(opt, repErrInvalid)
 	}
 	e := c.srv.export(r.Name)
 	if e == nil {
-		return false, c.reply(opt, repErrUnknown, nil)
+		return false, c.reply(opt, repErrUnknown)
 	}
 	info := func(b []byte, kind uint16, data []byte) []byte {
 		return appendOptionReply(b, opt, repInfo, append(be.AppendUint16(nil, kind), data...))
@@ -227,11 +227,11 @@ func (c *conn) metaContext(opt uint32, data []byte) error {
 	}
 	r, ok := decodeMetaRequest(data)
 	if !ok || opt == optSetMeta && !c.structured {
-		return c.reply(opt, repErrInvalid, nil)
+		return c.reply(opt, repErrInvalid)
 	}
 	e := c.srv.export(r.Name)
 	if e == nil {
-		return c.reply(opt, repErrUnknown, nil)
+		return c.reply(opt, repErrUnknown)
 	}
 	found := opt == optListMeta && len(r.Queries) == 0
 	for _, q := range r.Queries {

@@ -59,7 +59,7 @@ func (o *outbox) failure() error {
 // send queues a reply, and writes whatever is queued unless someone does.
 func (c *conn) send(ctx context.Context, r *reply) {
 	c.post(ctx, r)
-	c.flush(ctx)
+	c.flush()
 }
 
 // post queues a reply for the next flush, which has to follow.
@@ -75,7 +75,7 @@ func (c *conn) post(ctx context.Context, r *reply) {
 }
 
 // flush writes whatever is queued; if someone is writing, then that one does.
-func (c *conn) flush(ctx context.Context) {
+func (c *conn) flush() {
 	o := &c.out
 	o.mu.Lock()
 	defer o.mu.Unlock()

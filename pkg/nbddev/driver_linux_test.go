@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/layerpipe/layerpipe/pkg/nbd"
@@ -143,6 +144,52 @@ func TestSignals(t *testing.T) {
 	if got, err := os.ReadFile(d.Path()); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
+}
+
+// connected lists the devices that have a server, or wait for one.
+func (l *link) connected() (map[int]bool, error) {
+	replies, err := l.do(cmdStatus, 0, func(*netlink.AttributeEncoder) {})
+	if err != nil {
+		return nil, err
+	}
+	devices := make(map[int]bool)
+	for _, m := range replies {
+		d, err := netlink.NewAttributeDecoder(m.Data)
+		if err != nil {
+			return nil, err
+		}
+		for d.Next() {
+			if d.Type() == attrDeviceList {
+				d.Nested(func(d *netlink.AttributeDecoder) error { return decodeDevices(d, devices) })
+			}
+		}
+		if err := d.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return devices, nil
+}
+
+func decodeDevices(d *netlink.AttributeDecoder, devices map[int]bool) error {
+	for d.Next() {
+		if d.Type() != deviceItem {
+			continue
+		}
+		d.Nested(func(d *netlink.AttributeDecoder) error {
+			index, connected := -1, false
+			for d.Next() {
+				switch d.Type() {
+				case deviceIndex:
+					index = int(d.Uint32())
+				case deviceConnected:
+					connected = d.Uint8() != 0
+				}
+			}
+			devices[index] = connected
+			return nil
+		})
+	}
+	return nil
 }
 
 // TestStatus: what netlink says of all devices is what sysfs says of one.
