@@ -124,9 +124,9 @@ func TestNextPage(t *testing.T) {
 
 func TestErrorDetail(t *testing.T) {
 	for body, want := range map[string]string{
-		`{"errors":[{"code":"DENIED","message":"not yours"}]}`:               "not yours",
-		`{"errors":[{"code":"DENIED","message":""}]}`:                        "DENIED",
-		`{"errors":[]}`:                                                      "",
+		`{"errors":[{"code":"DENIED","message":"not yours"}]}`: "not yours",
+		`{"errors":[{"code":"DENIED","message":""}]}`:          "DENIED",
+		`{"errors":[]}`: "",
 		`{"details":"incorrect username or password"}`:                       "incorrect username or password",
 		`{"error":"invalid_grant","error_description":"the token is stale"}`: "the token is stale",
 		`{"errors":"x","details":{"a":1},"error_description":"y"}`:           "y",
