@@ -49,6 +49,7 @@ func (f *flags) checkCache() error {
 type caching struct {
 	log     *log
 	gets    atomic.Int64 // requests to the registry
+	serving atomic.Bool  // whatever the registry does, we do not end
 	memory  int64        // bytes for prefetching
 	gentle  bool         // --prefetch=all
 	verbose bool

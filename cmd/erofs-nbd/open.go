@@ -79,7 +79,7 @@ func (f *flags) openBlobs(env *cli.Env, log *log, caching *caching) (*blobs, err
 		return nil, err
 	}
 	o.IdleTimeout, o.Retries, o.LongestAsked = readIdle, readFailures, readIdle
-	o.Requests = &caching.gets
+	o.Requests, o.Expected = &caching.gets, &caching.serving
 	o.Notify = func(line string) { log.printf("%s", line) }
 	if f.Verbose {
 		o.Verbose = o.Notify

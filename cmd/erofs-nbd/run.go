@@ -96,6 +96,7 @@ func run(ctx context.Context, env *cli.Env) (err error) {
 	if err != nil {
 		return err
 	}
+	caching.serving.Store(old != nil) // somebody has been reading it
 	stats := &statistics{began: time.Now(), memory: spancache.New(int64(f.CacheSize)), caching: caching}
 	d, err := f.open(ctx, env, log, stats.memory, caching)
 	if err != nil {
@@ -110,6 +111,7 @@ func run(ctx context.Context, env *cli.Env) (err error) {
 	}
 	stats.disk = d.Disk
 	env.Serving()
+	caching.serving.Store(true)
 	s := &nbd.Server{
 		Exports: []nbd.Export{{Description: f.name(), Device: stats.device()}},
 		TLS:     tlsConfig,

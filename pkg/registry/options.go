@@ -45,6 +45,10 @@ type Options struct {
 	// LongestAsked caps what a registry may make us wait with Retry-After. 0: five
 	// minutes.
 	LongestAsked time.Duration
+	// Expected, if not nil and true, tells that the registry is known to be there:
+	// a host that refuses connections, or has no address just now, is restarting.
+	// One that never answered is taken to be mistyped otherwise.
+	Expected *atomic.Bool
 	// CredentialLife is how long a credential that was looked up is taken for
 	// what another look-up would give: helpers hand out ones that expire, and a
 	// client may live longer. 0: one minute.

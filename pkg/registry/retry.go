@@ -158,7 +158,7 @@ func (c *client) retryable(err error) bool {
 		return false
 	}
 	// A host that never answered is more likely mistyped than restarting.
-	if !c.answered.Load() {
+	if !c.answered.Load() && !(c.o.Expected != nil && c.o.Expected.Load()) {
 		if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {
 			return false
 		}
