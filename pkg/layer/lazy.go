@@ -46,8 +46,9 @@ type LazyOptions struct {
 	// network. nil: one of its own.
 	Gate *Gate
 	// ReadAhead bounds how many bytes of the layer are fetched before they are
-	// asked for, for each sequence of reads. 0 is 32 MiB, or a quarter of what
-	// the cache can hold if that is less; half of that is the most; below 0 there is no reading ahead.
+	// asked for, for each sequence of reads: half of what the cache can hold at
+	// most. 0 is 32 MiB, or a quarter of what it can hold if that is less; below
+	// 0 there is no reading ahead.
 	ReadAhead int64
 	// OnUse, if not nil, hears of each span that is read for the first time,
 	// as a range of the layer. It must not block.
@@ -111,7 +112,7 @@ func Open(blob ReaderAtContext, l *seek.Layer, c *spancache.Cache, o LazyOptions
 	var u units
 	switch l.Kind {
 	case seek.Gzip:
-		u = &gzipUnits{l: l, exact: true}
+		u = &gzipUnits{l: l}
 	case seek.Zstd:
 		u = &zstdUnits{l: l}
 	default:
@@ -148,7 +149,7 @@ func OpenZinfo(ctx context.Context, blob ReaderAtContext, x *zinfo.Index, c *spa
 		}
 		l.Spans[i] = seek.Span{In: p.In, Out: p.Out, Bits: p.Bits, Window: seek.PackWindow(window[:])}
 	}
-	u := &gzipUnits{l: l, exact: true}
+	u := &gzipUnits{l: l}
 	lz := newLazy(blob, l.Size, u, uniqueKey(), c, o)
 	if l.Size < 0 {
 		n, err := lz.measure(ctx, u)

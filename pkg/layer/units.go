@@ -73,12 +73,7 @@ func (u *plainUnits) open(_ int, comp io.Reader) (io.ReadCloser, error) {
 }
 
 // gzipUnits are what lies between checkpoints.
-type gzipUnits struct {
-	l *seek.Layer
-	// exact says that the layer's size is its true one, so that the data
-	// must end there.
-	exact bool
-}
+type gzipUnits struct{ l *seek.Layer }
 
 func (u *gzipUnits) count() int                                { return len(u.l.Spans) }
 func (u *gzipUnits) find(off int64) int                        { return findSpan(u.l.Spans, off) }
@@ -113,7 +108,7 @@ func (u *gzipUnits) decode(i int, dst, comp []byte) error {
 	if n, err := f.z.ReadFull(dst); err != nil {
 		return shortOf(err, int64(n), int64(len(dst)))
 	}
-	if i < len(u.l.Spans)-1 || !u.exact {
+	if i < len(u.l.Spans)-1 {
 		return nil
 	}
 	return atEnd(&f.z)

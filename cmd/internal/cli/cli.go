@@ -206,14 +206,13 @@ func Usagef(format string, args ...any) error {
 	return fault.Usagef(format, args...)
 }
 
-// version is kept in an embedded struct so that every command has --version.
+// globals are the flags that every command has.
 type globals struct {
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
 // Parse fills flags, a pointer to a struct with kong tags, from env.Args.
-// usage is shown by --help after the description; it should end in a pipeline
-// that works. --help and --version end the command with exit code 0.
+// description is shown by --help; it should end in command lines that work. --help and --version end the command with exit code 0.
 func Parse(env *Env, flags any, description string) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
