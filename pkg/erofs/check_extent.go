@@ -18,6 +18,9 @@ func (c *checker) contents(ino *inode, at *pathNode) {
 		c.problem(RuleExtent, ino.Nid, at, "%v", err)
 		return
 	}
+	if _, ok := d.m.(*zExtents); ok && !c.f.has(ondisk.Incompat48Bit) {
+		c.problem(RuleExtent, ino.Nid, at, "encoded extents without the 48BIT feature, which Linux before 6.15 takes for an index")
+	}
 	if t, ok := d.m.(interface{ index() (off, n int64) }); ok {
 		off, n := t.index()
 		if size := c.f.metaSize(); n > size {

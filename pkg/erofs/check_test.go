@@ -173,7 +173,8 @@ func TestCheckRules(t *testing.T) {
 func TestCheckAsLinux(t *testing.T) {
 	const (
 		layout, u  = 0, 0x10 // in an inode
-		algorithms = 6       // in a map header
+		advise     = 4       // in a map header
+		algorithms = 6
 		full       = ondisk.MapHeaderSize + 8
 		entry      = ondisk.LClusterIndexSize
 	)
@@ -193,6 +194,12 @@ func TestCheckAsLinux(t *testing.T) {
 		{"no chunks, in an unknown format", "", erofs.RuleInode, func(d *damage) { chunked(d, 1<<15) }},
 		{"an xattr header alone", "", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
 		{"an unknown algorithm that nothing uses", "lz4", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+algorithms] |= ondisk.AlgMax << 4 }},
+		{"encoded extents without the 48BIT feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+advise] |= ondisk.AdviseExtents }},
+		{"a block count within an extent", "lz4", erofs.RuleExtent, func(d *damage) {
+			// The third cluster, of 512 bytes, in an index with 4 bytes for each:
+			// a distance has twelve bits, of which the last says that it is none.
+			d.img[d.header("long")+ondisk.MapHeaderSize+2*4+1] |= ondisk.LID0Cblkcnt >> 8
+		}},
 		{"a cluster that leads past its head", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
 			at := d.header("long") + full
 			for d.img[at]&ondisk.LClusterTypeMask != ondisk.LClusterNonHead {

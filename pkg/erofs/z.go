@@ -194,10 +194,13 @@ func (m *zMap) extentEnd(c *zCursor, head zEntry, start int64) (end, blocks int6
 		if e.back <= 0 || lcn-e.back < head.lcn {
 			return 0, 0, m.ino.corrupt(m.header, "cluster %d: its head is %d clusters before it, not %d", lcn, lcn-head.lcn, e.back)
 		}
-		if lcn == head.lcn+1 && big {
+		switch {
+		case lcn == head.lcn+1 && big:
 			if blocks = e.blocks; blocks == 0 {
 				return 0, 0, m.ino.corrupt(m.header, "cluster %d: no block count for a big pcluster", lcn)
 			}
+		case e.blocks > 0: // who reads from here on takes it for the extent's
+			return 0, 0, m.ino.corrupt(m.header, "cluster %d: a block count in the middle of an extent", lcn)
 		}
 	}
 }
