@@ -212,7 +212,8 @@ type globals struct {
 }
 
 // Parse fills flags, a pointer to a struct with kong tags, from env.Args.
-// description is shown by --help; it should end in command lines that work. --help and --version end the command with exit code 0.
+// description is shown by --help; it should end in command lines that work.
+// --help and --version end the command with exit code 0.
 func Parse(env *Env, flags any, description string) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
