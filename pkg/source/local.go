@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -119,6 +120,9 @@ func openArchive(ref, name string) (Source, error) {
 		return nil, notFound(err)
 	}
 	st, err := f.Stat()
+	if err == nil {
+		err = notCompressed(f)
+	}
 	var a *ociarchive.File
 	if err == nil {
 		a, err = ociarchive.OpenFile(f, st.Size())
@@ -128,6 +132,21 @@ func openArchive(ref, name string) (Source, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return &archive{ref, tag, f, a}, nil
+}
+
+// notCompressed refuses what cannot be read at any offset, by its first bytes.
+func notCompressed(r io.ReaderAt) error {
+	var magic [6]byte
+	n, err := r.ReadAt(magic[:], 0)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	for _, m := range []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "\xfd7zXZ\x00", "BZh"} {
+		if strings.HasPrefix(string(magic[:n]), m) {
+			return fmt.Errorf("a compressed archive, decompress it first: %w", fault.ErrUnsupported)
+		}
+	}
+	return nil
 }
 
 func (a *archive) Name() string { return a.ref }

@@ -108,6 +108,16 @@ func SplitTag(s string) (path, tag string, err error) {
 	if _, err := os.Stat(s); err == nil {
 		return s, "", nil
 	}
+	// What an image is called may have colons of its own: registry/name:tag. So the
+	// path ends where there is something.
+	for i := 1; i < len(s); i++ {
+		if s[i] != ':' {
+			continue
+		}
+		if _, err := os.Stat(s[:i]); err == nil {
+			return s[:i], s[i+1:], nil
+		}
+	}
 	if i := strings.LastIndexByte(s, '@'); i > 0 {
 		if d := digest.Digest(s[i+1:]); d.Validate() == nil {
 			return s[:i], s[i+1:], nil

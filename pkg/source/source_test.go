@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -233,7 +234,8 @@ func TestOpenErrors(t *testing.T) {
 		"oci:" + dir + "/large":              fault.ErrCorrupt,
 		"oci-archive:" + dir + "/none":       fault.ErrNotFound,
 		"oci-archive:" + write("x.tar", "x"): io.ErrUnexpectedEOF,
-		"Not/A/Reference":                    fault.ErrUsage,
+		"oci-archive:" + write("x.tar.gz", "\x1f\x8b\x08\x00"): fault.ErrUnsupported,
+		"Not/A/Reference": fault.ErrUsage,
 	} {
 		if _, err := Open(ref, Options{}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", ref, err, want)
@@ -258,5 +260,33 @@ func TestOpenErrors(t *testing.T) {
 	}
 	if _, err := Open("oci-archive:"+dir, Options{}); err == nil {
 		t.Error("a directory was opened as an archive")
+	}
+}
+
+func TestSplitTag(t *testing.T) {
+	dir := filepath.ToSlash(t.TempDir())
+	there := []string{dir + "/image"}
+	if runtime.GOOS != "windows" { // no colons there
+		there = append(there, dir+"/a:b")
+	}
+	for _, name := range there {
+		if err := os.Mkdir(name, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		hex := "sha256:" + strings.Repeat("0", 64)
+		for rest, want := range map[string]string{
+			"": "", ":v1": "v1", ":": "", ":reg.io:5000/team/app:v1": "reg.io:5000/team/app:v1", "@" + hex: hex,
+		} {
+			if path, tag, err := SplitTag(name + rest); err != nil || path != name || tag != want {
+				t.Errorf("%s: %q, %q, %v", name+rest, path, tag, err)
+			}
+		}
+	}
+	for s, want := range map[string][2]string{
+		dir + "/new": {dir + "/new", ""}, dir + "/new:v1": {dir + "/new", "v1"}, dir + "/new:x/y": {dir + "/new:x/y", ""},
+	} {
+		if path, tag, err := SplitTag(s); err != nil || path != want[0] || tag != want[1] {
+			t.Errorf("%s: %q, %q, %v", s, path, tag, err)
+		}
 	}
 }
