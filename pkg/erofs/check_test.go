@@ -194,7 +194,10 @@ func TestCheckAsLinux(t *testing.T) {
 		{"no chunks, in an unknown format", "", erofs.RuleInode, func(d *damage) { chunked(d, 1<<15) }},
 		{"an xattr header alone", "", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
 		{"an unknown algorithm that nothing uses", "lz4", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+algorithms] |= ondisk.AlgMax << 4 }},
-		{"encoded extents without the 48BIT feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+advise] |= ondisk.AdviseExtents }},
+		{"big pclusters without their feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+advise] |= ondisk.AdviseBigPcluster2 }},
+		{"encoded extents without the 48BIT feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
+			d.put(d.header("long"), ondisk.MapHeaderSize, (ondisk.AdviseExtents|2<<1)<<32) // none, of 16 bytes each
+		}},
 		{"a block count within an extent", "lz4", erofs.RuleExtent, func(d *damage) {
 			// The third cluster, of 512 bytes, in an index with 4 bytes for each:
 			// a distance has twelve bits, of which the last says that it is none.

@@ -53,6 +53,9 @@ func (f *FS) zMap(ino *inode) (mapper, error) {
 		return nil, ino.fail(m.header, fmt.Errorf("logical clusters of 2^%d bytes: %w", m.bits, fault.ErrUnsupported))
 	}
 	big1, big2 := m.h.Advise&ondisk.AdviseBigPcluster1 != 0, m.h.Advise&ondisk.AdviseBigPcluster2 != 0
+	if (big1 || big2) && !f.has(ondisk.IncompatBigPcluster) {
+		return nil, ino.corrupt(m.header, "big pclusters without their feature")
+	}
 	if ino.Layout == ondisk.LayoutCompressedCompact && big1 != big2 {
 		return nil, ino.corrupt(m.header, "big pclusters of one head alone, in compact indexes")
 	}
