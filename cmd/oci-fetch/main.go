@@ -25,8 +25,8 @@ const description = `Write a container image to stdout, as an OCI archive whose 
 REF is a registry's reference as docker has it (golang:1.26, localhost:5000/app@sha256:...),
 oci:DIR[:TAG], or oci-archive:FILE[:TAG]. Every byte is verified; after an error the archive
 lacks its end, so that nothing behind the pipe takes it for whole. Downloads that break go on
-where they broke. Credentials, mirrors and proxies are taken from where docker, podman and
-containerd have them.
+where they broke. Credentials, certificates, mirrors and proxies are taken from where docker,
+podman and containerd have them.
 
   oci-fetch --list golang:1.26                          what there is to fetch
   oci-fetch -o golang.tar golang:1.26                   for skopeo, podman load, ctr

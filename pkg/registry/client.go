@@ -46,6 +46,7 @@ type client struct {
 
 func newClient(p place, user Options) (*client, error) {
 	o := p.options(user)
+	p.takeCerts(o)
 	t, err := newTransport(o, &p)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ type Options struct {
 	CAFile    string // certificates to trust besides the system's
 	CertFile  string // client certificate, with KeyFile
 	KeyFile   string
+	certsDirs []string // of docker's and podman's certificates; nil: the usual ones
 
 	Username string // with Password, instead of what the files have
 	Password string

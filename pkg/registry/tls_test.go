@@ -20,6 +20,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -144,6 +145,49 @@ func TestTLS(t *testing.T) {
 	}
 	if _, err := Open("reg.io/a", Options{CAFile: filepath.Join(t.TempDir(), "none")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no such file: %v", err)
+	}
+}
+
+// TestCertsDir: certificates are found where docker and podman keep them.
+func TestCertsDir(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a port's colon cannot be in a name")
+	}
+	p, stranger := newPKI(t), newPKI(t)
+	for name, tt := range map[string]struct {
+		links map[string]string // of the host's directory: to files
+		first bool              // the directory before it has something, too
+		say   string            // part of the error; "": none
+		told  string            // part of the notice
+	}{
+		"all":                  {links: map[string]string{"ca.crt": p.caFile, "me.cert": p.certFile, "me.key": p.keyFile}},
+		"several authorities":  {links: map[string]string{"a.crt": stranger.caFile, "b.crt": p.caFile, "me.cert": p.certFile, "me.key": p.keyFile}},
+		"another's authority":  {links: map[string]string{"ca.crt": stranger.caFile, "me.cert": p.certFile, "me.key": p.keyFile}, say: "certificate"},
+		"no client":            {links: map[string]string{"ca.crt": p.caFile}, say: "certificate"},
+		"a client without key": {links: map[string]string{"ca.crt": p.caFile, "me.cert": p.certFile}, say: "certificate", told: "me.key"},
+		"the first one counts": {first: true, links: map[string]string{"ca.crt": p.caFile, "me.cert": p.certFile, "me.key": p.keyFile}, say: "certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTLSWorld(t, p, tls.RequireAndVerifyClientCert)
+			before, dir := t.TempDir(), t.TempDir()
+			err := os.Mkdir(filepath.Join(dir, w.host), 0o700)
+			if tt.first {
+				err = errors.Join(err, os.Mkdir(filepath.Join(before, w.host), 0o700))
+			}
+			for link, file := range tt.links {
+				err = errors.Join(err, os.Symlink(file, filepath.Join(dir, w.host, link)))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = w.open(t, func(o *Options) { o.PlainHTTP, o.certsDirs = false, []string{before, dir} }).Resolve(t.Context(), nil)
+			if tt.say == "" && err != nil || tt.say != "" && (err == nil || !strings.Contains(err.Error(), tt.say)) {
+				t.Errorf("%v, want something about %q", err, tt.say)
+			}
+			if !strings.Contains(w.said(), tt.told) || tt.told == "" && w.said() != "" {
+				t.Errorf("said %q", w.said())
+			}
+		})
 	}
 }
 
