@@ -41,7 +41,8 @@ func (r *ReaderAt) Size() int64 { return r.x.Size }
 
 // ReadAt reads len(p) bytes from offset off on. It gives io.EOF with fewer at
 // the end of the data. Other errors than those of the blob are
-// fault.ErrCorrupt and fault.ErrIntegrity.
+// fault.ErrCorrupt and fault.ErrIntegrity. A point that leads nowhere, as those
+// of another file's index do, is such an error.
 func (r *ReaderAt) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fault.Usagef("zinfo: a read at a negative offset, %d", off)
@@ -57,7 +58,7 @@ func (r *ReaderAt) ReadAt(p []byte, off int64) (int, error) {
 	var n int
 	var err error
 	if c.pos < 0 {
-		err = c.resume(r.blob, r.x, i)
+		err = c.start(r.blob, r.x, i, off)
 	}
 	if err == nil {
 		n, err = c.readAt(p, off)
@@ -159,6 +160,24 @@ func (c *cursor) resume(blob io.ReaderAt, x *Index, i int) error {
 	c.z.Resume(&c.in, p.boundary(), window)
 	c.pos = p.Out
 	return nil
+}
+
+// leadIn is how much behind a point must decode before any of it is given, in
+// bytes. Places at random in compressed data, which is where the points of
+// another file's index are, pass for the start of a block one time in four, but
+// not for long.
+const leadIn = 64 << 10
+
+// start puts c at point i, to read from off on.
+func (c *cursor) start(blob io.ReaderAt, x *Index, i int, off int64) error {
+	if err := c.resume(blob, x, i); err != nil || off-c.pos >= leadIn {
+		return err
+	}
+	if _, err := c.z.Discard(leadIn); err != nil && err != io.EOF {
+		c.pos = -1
+		return err
+	}
+	return c.resume(blob, x, i)
 }
 
 // readAt reads from off on, which is not before c's position.

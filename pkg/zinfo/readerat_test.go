@@ -15,6 +15,22 @@ import (
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
 
+// TestIndexOfAnotherFile: its points lead anywhere. One in four passes for the
+// start of a block, so that a short read must not be answered by what is found
+// there.
+func TestIndexOfAnotherFile(t *testing.T) {
+	in := member(t, sample(3_000_000, 1), "", 0)
+	x := build(t, member(t, sample(3_000_000, 2), "", 0), Options{SpanSize: 20_000})
+	x.Size, x.BlobSize = -1, -1
+	r := NewReaderAt(bytes.NewReader(in), x)
+	p := make([]byte, 10)
+	for i, point := range x.Points[1:] {
+		if _, err := r.ReadAt(p, point.Out); !errors.Is(err, fault.ErrCorrupt) {
+			t.Errorf("point %d, at %d of %d bytes: %q, %v", i+1, point.In, len(in), p, err)
+		}
+	}
+}
+
 func TestReaderAt(t *testing.T) {
 	data := sample(3_000_000, 7)
 	for name, in := range files(t, data) {
