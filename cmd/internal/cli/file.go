@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/term"
 )
@@ -98,7 +99,8 @@ type Output struct {
 }
 
 // Create starts an output file. An existing regular file is replaced at
-// Commit and keeps its permission bits.
+// Commit and keeps its permission bits. Where name is a symbolic link, the file
+// that it points to is replaced or made, not the link.
 func Create(name string) (*Output, error) {
 	mode := fs.FileMode(0o666)
 	if st, err := os.Stat(name); err == nil {
@@ -113,10 +115,10 @@ func Create(name string) (*Output, error) {
 			return &Output{File: f, name: name, inPlace: true}, nil
 		}
 		mode = st.Mode().Perm()
-		// Replace what a symbolic link points to, not the link.
-		if name, err = filepath.EvalSymlinks(name); err != nil {
-			return nil, err
-		}
+	}
+	name, err := followLinks(name)
+	if err != nil {
+		return nil, err
 	}
 	for range 100 {
 		tmp := filepath.Join(filepath.Dir(name), fmt.Sprintf(".%s.%08x.tmp", filepath.Base(name), rand.Uint32()))
@@ -138,6 +140,30 @@ func Create(name string) (*Output, error) {
 		return &Output{File: f, name: name, tmp: tmp}, nil
 	}
 	return nil, fmt.Errorf("create %s: no free temporary name", name)
+}
+
+// followLinks is the name of the file that a name stands for, whether there is
+// one or not.
+func followLinks(name string) (string, error) {
+	const most = 40 // as Linux follows
+	at := name
+	for range most {
+		target, err := os.Readlink(at)
+		if err != nil {
+			return at, nil // no link
+		}
+		if dir, _ := filepath.Split(at); !filepath.IsAbs(target) {
+			target = dir + target
+		}
+		// What comes before the last name has no links from here on, so that it
+		// may be cleaned.
+		dir, base := filepath.Split(target)
+		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+			return "", err
+		}
+		at = filepath.Join(dir, base)
+	}
+	return "", &fs.PathError{Op: "create", Path: name, Err: syscall.ELOOP}
 }
 
 // Commit makes the file appear under its name.
