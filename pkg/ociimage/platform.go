@@ -17,19 +17,25 @@ func DefaultPlatform() ocispec.Platform {
 	return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
 }
 
-// ParsePlatform reads "os/arch[/variant]".
+// ParsePlatform reads "os/arch[/variant][:version]". The version is the operating
+// system's, which tells Windows' images apart.
 func ParsePlatform(s string) (*ocispec.Platform, error) {
-	parts := strings.Split(s, "/")
+	name, version, hasVersion := strings.Cut(s, ":")
+	parts := strings.Split(name, "/")
 	bad := len(parts) < 2 || len(parts) > 3
-	for _, p := range parts {
+	check := parts
+	if hasVersion {
+		check = append(slices.Clone(parts), version)
+	}
+	for _, p := range check {
 		bad = bad || p == "" || strings.ContainsFunc(p, func(r rune) bool {
 			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' || r == '.' || r == '-')
 		})
 	}
 	if bad {
-		return nil, fault.Usagef("platform %q is not os/arch[/variant]", clip(s))
+		return nil, fault.Usagef("platform %q is not os/arch[/variant][:version]", clip(s))
 	}
-	p := normalize(ocispec.Platform{OS: parts[0], Architecture: parts[1], Variant: append(parts, "")[2]})
+	p := normalize(ocispec.Platform{OS: parts[0], Architecture: parts[1], Variant: append(parts, "")[2], OSVersion: version})
 	return &p, nil
 }
 
@@ -38,6 +44,9 @@ func FormatPlatform(p ocispec.Platform) string {
 	s := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
 		s += "/" + p.Variant
+	}
+	if p.OSVersion != "" {
+		s += ":" + p.OSVersion
 	}
 	return s
 }
@@ -92,7 +101,7 @@ func rank(want, have ocispec.Platform) int {
 			return 0
 		}
 	}
-	if want.OSVersion != "" && want.OSVersion != have.OSVersion {
+	if want.OSVersion != "" && want.OSVersion != have.OSVersion && !strings.HasPrefix(have.OSVersion, want.OSVersion+".") {
 		return 0
 	}
 	if want.Variant == have.Variant {

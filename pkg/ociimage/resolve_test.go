@@ -81,8 +81,9 @@ func (m memory) resolve(root ocispec.Descriptor, platform string) (author string
 }
 
 func mustPlatform(s string) *ocispec.Platform {
+	s, version, _ := strings.Cut(s, ":")
 	parts := append(strings.Split(s, "/"), "", "")
-	return &ocispec.Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]}
+	return &ocispec.Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2], OSVersion: version}
 }
 
 func TestResolvePlatforms(t *testing.T) {
@@ -95,6 +96,9 @@ func TestResolvePlatforms(t *testing.T) {
 	features := m.image("linux/amd64", "with a feature")
 	features.Platform.OSFeatures = []string{"sse9"}
 	artifact, other := m.artifact("artifact"), m.artifact("another")
+	later, earlier := m.image("windows/amd64", "later"), m.image("windows/amd64", "earlier")
+	later.Platform.OSVersion, earlier.Platform.OSVersion = "10.0.2.7", "10.0.17.5"
+	versions := m.index(earlier, later)
 	many := m.index(m.image("linux/arm/v6", "v6"), m.image("linux/arm/v7", "v7"), attestation, m.image("linux/amd64", "amd64"),
 		m.image("linux/amd64/v3", "amd64v3"), m.image("linux/arm64/v8", "arm64"), windows, m.image("linux/riscv64", "riscv"))
 	nested := m.index(m.index(attestation), m.index(m.index(m.image("linux/amd64", "deep"))), m.image("linux/s390x", "s390x"))
@@ -116,6 +120,11 @@ func TestResolvePlatforms(t *testing.T) {
 		{"no v5", many, "linux/arm/v5", ""},
 		{"another spelling", many, "linux/aarch64", "arm64"},
 		{"windows", many, "windows/amd64", "windows"},
+		{"its version", versions, "windows/amd64:10.0.2.7", "later"},
+		{"the start of its version", versions, "windows/amd64:10.0.2", "later"},
+		{"no version that begins so", versions, "windows/amd64:10.0.2.77", ""},
+		{"part of a number", versions, "windows/amd64:10.0.1", ""},
+		{"any version", versions, "windows/amd64", "earlier"},
 		{"not there", many, "linux/ppc64le", ""},
 		{"attestations are not images", m.index(attestation), "unknown/unknown", ""},
 		{"nested", nested, "linux/amd64", "deep"},
@@ -272,13 +281,14 @@ func TestParsePlatform(t *testing.T) {
 	for in, want := range map[string]string{
 		"linux/amd64": "linux/amd64", "linux/arm64/v8": "linux/arm64", "linux/arm": "linux/arm/v7", "linux/x86_64": "linux/amd64",
 		"Linux/AMD64": "linux/amd64", "linux/arm/6": "linux/arm/v6", "linux/armhf": "linux/arm/v7", "linux/armel": "linux/arm/v6",
+		"windows/amd64:10.0.17763.1": "windows/amd64:10.0.17763.1", "linux/arm/6:1": "linux/arm/v6:1",
 	} {
 		p, err := ParsePlatform(in)
 		if err != nil || FormatPlatform(*p) != want {
 			t.Errorf("%s: %v, %v", in, p, err)
 		}
 	}
-	for _, in := range []string{"", "linux", "linux/", "/amd64", "a/b/c/d", "linux/amd 64", "linux/\x1b[31m"} {
+	for _, in := range []string{"", "linux", "linux/", "/amd64", "a/b/c/d", "linux/amd 64", "linux/\x1b[31m", "windows/amd64:", "windows/amd64:1:2", "windows:1/amd64", "windows/amd64:\x1b"} {
 		if p, err := ParsePlatform(in); !errors.Is(err, fault.ErrUsage) {
 			t.Errorf("%q: %v, %v", in, p, err)
 		}

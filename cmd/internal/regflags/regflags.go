@@ -17,7 +17,7 @@ import (
 
 // Flags is to be embedded in a command's flags.
 type Flags struct {
-	Platform      string   `placeholder:"OS/ARCH" help:"Which image of several, like linux/arm64/v8 (default: linux on this machine's architecture)."`
+	Platform      string   `placeholder:"OS/ARCH" help:"Which image of several, like linux/arm64/v8 or windows/amd64:10.0.17763 (default: linux on this machine's architecture)."`
 	PlainHTTP     bool     `name:"plain-http" help:"Speak HTTP to the registry, not HTTPS."`
 	Insecure      bool     `help:"Take any certificate of the registry's."`
 	CAFile        string   `name:"ca-file" placeholder:"FILE" help:"Certificates to trust besides the system's."`
