@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -27,6 +28,7 @@ type authorizer struct {
 	c          *client
 	repository string
 	sem        chan struct{} // held while a token is fetched: one at a time
+	anonymous  atomic.Bool   // the header is from a token server that knows nothing of us
 
 	mu     sync.Mutex
 	header string
@@ -151,6 +153,7 @@ func (a *authorizer) bearer(ctx context.Context, params map[string]string) (stri
 	if err != nil {
 		return "", err
 	}
+	a.anonymous.Store(cred == credential{})
 	if cred.AccessToken != "" {
 		return "Bearer " + cred.AccessToken, nil
 	}

@@ -158,7 +158,12 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 				return nil, fmt.Errorf("%s: %w", what, err)
 			}
 		default:
-			return nil, c.statusError(what, resp)
+			e := c.statusError(what, resp)
+			if e.status == http.StatusUnauthorized && c.auth.anonymous.Load() {
+				// Docker Hub's answer, say, for a name that nobody has.
+				return nil, fmt.Errorf("%w: no such repository, or one that wants credentials, and none are known", e)
+			}
+			return nil, e
 		}
 	}
 }
