@@ -103,7 +103,9 @@ func (c *conn) serve(ctx context.Context) error {
 
 	var err error
 	if c.export == nil {
+		c.srv.state.young.add(c)
 		err = c.negotiate(ctx)
+		c.srv.state.young.remove(c)
 	}
 	if err == nil {
 		c.setDeadline(time.Time{})

@@ -213,8 +213,10 @@ func (c *conn) info(opt uint32, data []byte) (done bool, err error) {
 	return opt == optGo, err
 }
 
-// choose ends the handshake with an export.
+// choose ends the handshake with an export. The client may hear of it then, and
+// nobody makes it give way any more.
 func (c *conn) choose(e *Export) {
+	c.srv.state.young.remove(c)
 	c.export = e
 	c.ready, _ = e.Device.(ReadyDevice)
 	c.allocation = c.metaExport == e // contexts hold for the export they were set for

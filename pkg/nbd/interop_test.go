@@ -11,7 +11,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/layerpipe/layerpipe/internal/interop"
 )
@@ -28,20 +27,8 @@ func oracle(t *testing.T) (path string) {
 	if err := os.Truncate(file, errorsSize); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(nbdkit, "-f", "-r", "-U", path, "file", file)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for deadline := time.Now().Add(hangs); ; time.Sleep(5 * time.Millisecond) {
-		if nc, err := net.Dial("unix", path); err == nil {
-			nc.Close()
-			return path
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("nbdkit does not listen")
-		}
-	}
+	interop.Listening(t, exec.Command(nbdkit, "-f", "-r", "-U", path, "file", file), path)
+	return path
 }
 
 // TestErrorsAsNbdkit gives nbdkit what TestCommandErrors and TestOptions give

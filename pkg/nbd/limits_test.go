@@ -213,6 +213,36 @@ func TestManyConnections(t *testing.T) {
 	connect(t, path, simple).check(dev, 0, 4096)
 }
 
+// TestHandshakesGiveWay: those who do not get on with their handshake keep nobody
+// out, and nobody else pays for that.
+func TestHandshakesGiveWay(t *testing.T) {
+	dev := pattern(4096)
+	s := &Server{Exports: []Export{{Device: dev}}, MaxConns: 4}
+	path := listen(t, s)
+	through := connect(t, path, simple)
+	var slow []*client
+	for range 3 {
+		c := dial(t, path)
+		c.hello(handshakeFixed)
+		slow = append(slow, c)
+	}
+	next := connect(t, path, simple)
+	slow[0].closed()
+	for i, c := range slow[1:] { // these can still get on
+		if _, err := c.nc.Write(appendOption(nil, optAbort, nil)); err != nil {
+			t.Errorf("%d: %v", i+1, err)
+		}
+		c.recv(optionReplyLen)
+		c.closed()
+	}
+	for _, c := range []*client{through, next} {
+		c.check(dev, 0, 4096)
+	}
+	if got := s.Stats(); got.Refused != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestHandshakeTimeout(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second

@@ -92,7 +92,8 @@ type Server struct {
 	// TLS, if set, is required of every client before anything else.
 	TLS *tls.Config
 
-	// MaxConns bounds the connections at one time; more are closed at once.
+	// MaxConns bounds the connections at one time. One more is closed at once,
+	// or takes the place of that which has been in its handshake for longest.
 	// Default 64.
 	MaxConns int
 	// MaxRequests bounds the requests in flight on one connection. Default 64.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,7 @@ type serverState struct {
 	err    error
 	shared budget // bytes of replies beyond the connections' own reserves
 	conns  atomic.Int64
+	young  handshakes
 
 	served, refused, reads, bytes, failed atomic.Int64
 }
@@ -151,7 +153,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		delay = 0
-		if s.state.conns.Load() >= int64(s.MaxConns) {
+		if s.state.conns.Load() >= int64(s.MaxConns) && !s.giveWay() {
 			s.state.refused.Add(1)
 			s.logf("client refused: %d are connected", s.MaxConns)
 			nc.Close()
@@ -163,6 +165,52 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			s.handle(ctx, nc)
 		})
 	}
+}
+
+// giveWay ends the oldest handshake for the sake of a new client: who has got
+// through, be it with a certificate, must not be kept out by those who cannot.
+func (s *Server) giveWay() bool {
+	c := s.state.young.oldest()
+	if c == nil {
+		return false
+	}
+	s.state.refused.Add(1)
+	s.logf("client %s gave way in its handshake: %d are connected", clientName(c.nc), s.MaxConns)
+	c.abandon()
+	return true
+}
+
+// handshakes are the connections that have not chosen an export yet.
+type handshakes struct {
+	mu  sync.Mutex
+	all []*conn // as they came
+}
+
+func (h *handshakes) add(c *conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, c)
+}
+
+// remove takes one out that is through, or has ended.
+func (h *handshakes) remove(c *conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if i := slices.Index(h.all, c); i >= 0 {
+		h.all = slices.Delete(h.all, i, i+1)
+	}
+}
+
+// oldest takes the oldest one out; nil if there is none.
+func (h *handshakes) oldest() *conn {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.all) == 0 {
+		return nil
+	}
+	c := h.all[0]
+	h.all = slices.Delete(h.all, 0, 1)
+	return c
 }
 
 // ServeConn serves one client and closes its connection. It does not count
