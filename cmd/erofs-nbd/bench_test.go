@@ -4,12 +4,10 @@ package main
 
 import (
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/layerpipe/layerpipe/internal/interop"
 )
@@ -56,19 +54,7 @@ func BenchmarkLocal(b *testing.B) {
 		for _, s := range servers {
 			b.Run(client.name+"/"+s.name, func(b *testing.B) {
 				socket := filepath.Join(b.TempDir(), "s")
-				cmd := s.cmd(socket)
-				if err := cmd.Start(); err != nil {
-					b.Fatal(err)
-				}
-				defer cmd.Wait()
-				defer cmd.Process.Kill()
-				for {
-					if nc, err := net.Dial("unix", socket); err == nil {
-						nc.Close()
-						break
-					}
-					time.Sleep(5 * time.Millisecond)
-				}
+				interop.Listening(b, s.cmd(socket), socket)
 				b.SetBytes(client.bytes)
 				for b.Loop() {
 					client.run("nbd+unix:///?socket=" + socket)

@@ -12,11 +12,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/nbdclient"
 	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
@@ -40,28 +40,10 @@ func command(t testing.TB, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// A buffer may be written and read at the same time.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // invoke runs the command in process until it ends.
 func invoke(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	var out, errs buffer
+	var out, errs interop.Output
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	env := &cli.Env{Name: "erofs-nbd", Args: args, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs}
@@ -73,7 +55,7 @@ func invoke(t *testing.T, args ...string) (code int, stdout, stderr string) {
 type server struct {
 	t      *testing.T
 	uri    string
-	stderr *buffer
+	stderr *interop.Output
 	cancel context.CancelFunc
 	code   chan int
 }
@@ -83,7 +65,7 @@ func start(t *testing.T, args ...string) *server {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
-	s := &server{t: t, stderr: &buffer{}, cancel: cancel, code: make(chan int, 1)}
+	s := &server{t: t, stderr: &interop.Output{}, cancel: cancel, code: make(chan int, 1)}
 	env := &cli.Env{Name: "erofs-nbd", Args: args, Stdin: strings.NewReader(""), Stdout: w, Stderr: s.stderr}
 	go func() {
 		s.code <- cli.Run(ctx, env, run)

@@ -8,17 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/peakmem"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 )
@@ -135,23 +133,8 @@ func index(out string, in ...string) []string {
 
 // A nbdServer is a running erofs-nbd.
 type nbdServer struct {
-	uri string
-
-	mu     sync.Mutex
-	stderr strings.Builder
-}
-
-func (s *nbdServer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stderr.Write(p)
-}
-
-// said is what the server has written to stderr so far.
-func (s *nbdServer) said() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stderr.String()
+	uri    string
+	stderr interop.Output
 }
 
 // says waits for the server to write something to stderr that contains want: a
@@ -159,12 +142,12 @@ func (s *nbdServer) said() string {
 func (s *nbdServer) says(t testing.TB, want string) {
 	t.Helper()
 	for range 1000 {
-		if strings.Contains(s.said(), want) {
+		if strings.Contains(s.stderr.String(), want) {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("erofs-nbd does not say %q; it said: %q", want, s.said())
+	t.Errorf("erofs-nbd does not say %q; it said: %q", want, s.stderr.String())
 }
 
 // serve runs erofs-nbd on a socket of the test's until the test ends. It must
@@ -179,7 +162,7 @@ func serve(t testing.TB, args ...string) *nbdServer {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	s := &nbdServer{}
 	cmd := exec.Command(tool("erofs-nbd"), append(args, "--listen", "unix:"+filepath.Join(dir, "s"))...)
-	cmd.Stderr = s
+	cmd.Stderr = &s.stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -193,12 +176,12 @@ func serve(t testing.TB, args ...string) *nbdServer {
 		defer kill.Stop()
 		err := cmd.Wait()
 		if code := cmd.ProcessState.ExitCode(); code != 0 {
-			t.Errorf("erofs-nbd, interrupted: %v: %s", err, s.said())
+			t.Errorf("erofs-nbd, interrupted: %v: %s", err, s.stderr.String())
 		}
 	})
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
-		t.Fatalf("erofs-nbd %s printed no URI: %v: %s", strings.Join(args, " "), err, s.said())
+		t.Fatalf("erofs-nbd %s printed no URI: %v: %s", strings.Join(args, " "), err, s.stderr.String())
 	}
 	s.uri = strings.TrimSpace(line)
 	return s
@@ -208,14 +191,12 @@ func serve(t testing.TB, args ...string) *nbdServer {
 // HOST:PORT.
 func serveRegistry(t testing.TB, reg *testregistry.Registry) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	host, stop, err := reg.Listen()
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: reg}
-	go server.Serve(listener)
-	t.Cleanup(func() { server.Close() })
-	return listener.Addr().String()
+	t.Cleanup(stop)
+	return host
 }
 
 // absent wants no file where a failed command would have put one, nor any

@@ -2,13 +2,11 @@ package interop
 
 import (
 	"bytes"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestMissing runs this test binary again to see a skip and, with INTEROP=1, a
@@ -71,18 +69,7 @@ func TestNbdFuse(t *testing.T) {
 	if err := os.WriteFile(data, want, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	server := exec.Command(Tool(t, "nbdkit"), "-f", "-r", "-U", sock, "file", data)
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
-	for range 500 {
-		if c, err := net.Dial("unix", sock); err == nil {
-			c.Close()
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	Listening(t, exec.Command(Tool(t, "nbdkit"), "-f", "-r", "-U", sock, "file", data), sock)
 	got, err := os.ReadFile(NbdFuse(t, "nbd+unix:///?socket="+sock))
 	if err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("got %d bytes, %v; want %d", len(got), err, len(want))

@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/nbdclient"
@@ -25,18 +23,7 @@ func TestNbdkit(t *testing.T) {
 	if err := os.WriteFile(data, want, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	server := exec.Command(nbdkit, "-f", "-r", "-U", sock, "--filter=error", "file", data, "error=EIO", "error-rate=1", "error-file="+trigger)
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
-	for range 500 {
-		if c, err := net.Dial("unix", sock); err == nil {
-			c.Close()
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	interop.Listening(t, exec.Command(nbdkit, "-f", "-r", "-U", sock, "--filter=error", "file", data, "error=EIO", "error-rate=1", "error-file="+trigger), sock)
 	c, err := nbdclient.Dial("nbd+unix:///?socket=" + sock)
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerpipe/layerpipe/internal/fstree"
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 	"github.com/layerpipe/layerpipe/pkg/nbddev"
 )
@@ -55,33 +56,15 @@ type server struct {
 	cmd    *exec.Cmd
 	dev    string
 	n      int
-	stderr *output
+	stderr *interop.Output
 	done   chan struct{}
 	err    error
-}
-
-// An output is what a process has printed so far.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // launch starts erofs-nbd and waits for the line that says it is ready.
 func launch(t *testing.T, command ...string) *server {
 	t.Helper()
-	s := &server{t: t, cmd: exec.Command(command[0], command[1:]...), stderr: new(output), done: make(chan struct{})}
+	s := &server{t: t, cmd: exec.Command(command[0], command[1:]...), stderr: new(interop.Output), done: make(chan struct{})}
 	s.cmd.Stderr = s.stderr
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
