@@ -128,7 +128,7 @@ func (c *client) retryable(err error) bool {
 		}
 		// Those beyond the standard's, too: 520 to 530 are a large CDN's for an
 		// origin that it cannot reach just now.
-		return se.status >= 500
+		return se.status >= 500 && se.status < 600
 	}
 	if _, ok := errors.AsType[rangeError](err); ok {
 		return true
