@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 )
@@ -86,20 +87,60 @@ func listenAnywhere() (*listener, error) {
 	if base == "" && os.Geteuid() == 0 {
 		base = "/run"
 	}
-	if st, err := os.Stat(base); err != nil || !st.IsDir() {
-		base = os.TempDir()
+	if st, err := os.Stat(base); err == nil && st.IsDir() {
+		sweepSockets(base)
+	} else {
+		base = os.TempDir() // which the system sweeps
 	}
-	dir, err := os.MkdirTemp(base, "erofs-nbd-") // mode 0700
+	dir, err := os.MkdirTemp(base, socketDir) // mode 0700
 	if err != nil {
 		return nil, err
 	}
-	l, err := listenUnix(filepath.Join(dir, "socket"))
+	l, err := listenUnix(filepath.Join(dir, socketName))
 	if err != nil {
 		os.Remove(dir)
 		return nil, err
 	}
 	l.dir = dir
 	return l, nil
+}
+
+const (
+	// socketDir begins the names of the directories that listenAnywhere makes.
+	socketDir  = "erofs-nbd-"
+	socketName = "socket"
+	// socketAge is how old one is before it is asked whether it is in use: its
+	// server may not have come to listen yet.
+	socketAge = time.Minute
+)
+
+// sweepSockets removes the sockets of servers that were killed. Whatever stands
+// in the way of that leaves them where they are.
+func sweepSockets(base string) {
+	dirs, err := filepath.Glob(filepath.Join(base, socketDir+"*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range dirs {
+		st, err := os.Lstat(dir)
+		if err != nil || !st.IsDir() || time.Since(st.ModTime()) < socketAge {
+			continue
+		}
+		path := filepath.Join(dir, socketName)
+		if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket != 0 && !listened(path) {
+			os.Remove(path)
+		}
+		os.Remove(dir) // unless there is something in it
+	}
+}
+
+// listened reports whether a server listens at a socket, or may do so.
+func listened(path string) bool {
+	nc, err := net.Dial("unix", path)
+	if err == nil {
+		nc.Close()
+	}
+	return !refused(err)
 }
 
 // maxSocketPath is the longest path that fits into a socket address; the

@@ -130,6 +130,49 @@ func TestSocketPath(t *testing.T) {
 	}
 }
 
+// TestSocketsOfTheDead: a server clears up after those that were killed, and
+// disturbs nobody who lives or is about to.
+func TestSocketsOfTheDead(t *testing.T) {
+	base := t.TempDir()
+	t.Setenv("XDG_RUNTIME_DIR", base)
+	image := smallImage(t)
+	living := start(t, image)
+	made := func(name string) string {
+		t.Helper()
+		dir := filepath.Join(base, socketDir+name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, socketName)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false)
+		l.Close()
+		return dir
+	}
+	old := time.Now().Add(-2 * socketAge)
+	dead, fresh, full := made("dead"), made("fresh"), made("full")
+	if err := os.WriteFile(filepath.Join(full, "precious"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{dead, full, filepath.Dir(socketOf(t, living.uri))} {
+		if err := os.Chtimes(dir, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start(t, image).stop()
+	for dir, want := range map[string]bool{dead: false, fresh: true, full: true} {
+		if _, err := os.Lstat(dir); os.IsNotExist(err) == want {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(full, "precious")); err != nil {
+		t.Error(err)
+	}
+	readAll(t, living.uri)
+}
+
 // TestRun: the server lives as long as the command, whose exit code is ours.
 func TestRun(t *testing.T) {
 	image := smallImage(t)
