@@ -34,8 +34,9 @@ type hostConf struct {
 	OverridePath bool           `toml:"override_path"`
 }
 
-// defaultHostsDir is where containerd's configuration usually is.
-const defaultHostsDir = "/etc/containerd/certs.d"
+// defaultHostsDir is where containerd's configuration usually is; tests have it
+// elsewhere.
+var defaultHostsDir = "/etc/containerd/certs.d"
 
 // hostsToml looks for a reference's registry in containerd's configuration.
 func (o *Options) hostsToml(ref Reference) (list []place, found bool, err error) {
@@ -46,10 +47,26 @@ func (o *Options) hostsToml(ref Reference) (list []place, found bool, err error)
 	if dir == "" {
 		dir, must = defaultHostsDir, false
 	}
-	if _, err := os.Stat(dir); err != nil {
-		if !must && errors.Is(err, fs.ErrNotExist) {
-			return nil, false, nil
+	list, found, err = hostsIn(dir, ref)
+	if err == nil || must {
+		return list, found, err
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrPermission):
+		// It is root's, as containerd is. A mirror is of use, and never needed.
+		if o.Notify != nil {
+			o.Notify(fmt.Sprintf("mirrors: %v", err))
 		}
+	default:
+		return nil, found, err
+	}
+	return nil, false, nil
+}
+
+// hostsIn looks for a reference's registry in a directory, which has to be there.
+func hostsIn(dir string, ref Reference) (list []place, found bool, err error) {
+	if _, err := os.Stat(dir); err != nil {
 		return nil, false, err
 	}
 	names := []string{ref.Domain}

@@ -513,3 +513,48 @@ func TestMirrorComesBack(t *testing.T) {
 		t.Errorf("%d requests to the mirror, %d to the registry", len(mirror.Requests()), len(w.Requests()))
 	}
 }
+
+// TestHostsDirUsual: what is wrong with the directory that nobody has named. It
+// is root's, mostly.
+func TestHostsDirUsual(t *testing.T) {
+	usual := defaultHostsDir
+	defer func() { defaultHostsDir = usual }()
+	t.Setenv("LAYERPIPE_HOSTS_DIR", "")
+	dir := t.TempDir()
+	for name, tt := range map[string]struct {
+		make func(dir string) error
+		bad  bool
+	}{
+		"none":         {func(string) error { return nil }, false},
+		"empty":        {func(dir string) error { return os.Mkdir(dir, 0o700) }, false},
+		"not readable": {func(dir string) error { return os.Mkdir(dir, 0) }, false},
+		"nonsense": {func(dir string) error {
+			file := filepath.Join(dir, "_default", "hosts.toml")
+			return errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte("="), 0o600))
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "not readable" {
+				skipRoot(t)
+			}
+			defaultHostsDir = filepath.Join(dir, name)
+			if err := tt.make(defaultHostsDir); err != nil {
+				t.Fatal(err)
+			}
+			w := newWorld(t)
+			o := w.options(t)
+			o.HostsDir = ""
+			r, err := Open(w.host+"/test/app:v1", o)
+			if err == nil {
+				defer r.Close()
+				_, err = r.Resolve(t.Context(), nil)
+			}
+			if (err != nil) != tt.bad {
+				t.Error(err)
+			}
+			if said := w.said(); (said != "") != (name == "not readable") {
+				t.Errorf("said %q", said)
+			}
+		})
+	}
+}
