@@ -75,7 +75,22 @@ type Options struct {
 	Whiteouts rootfs.Whiteouts
 	Owners    Owners
 	Times     Times
-	Exclude   []string // patterns of what to leave out, see Exclusion
+	// Exclude are patterns of what to leave out, with all that is below it. One
+	// without a slash is held against names, wherever they are; one with a slash
+	// against whole paths from the root ("/tmp" is the root's tmp alone).
+	// Patterns see the finished tree, not the archives' entries, so that neither
+	// a path through a symbolic link nor a hard link gets around them: a file
+	// that has another name stays under that one.
+	//
+	//	?      any character but a slash
+	//	*      any number of those
+	//	**     any characters
+	//	[a-z]  one of these, [!a-z] none of them; [[:alpha:]] and so on are ASCII's
+	//	\c     c itself
+	//
+	// Characters are UTF-8's, in every locale; a byte that belongs to none is one
+	// by itself.
+	Exclude []string
 	// XattrPrefixes: see erofs.WriterOptions.
 	XattrPrefixes []string
 
@@ -159,7 +174,7 @@ func (b *builder) layer(ctx context.Context, l *Layer) error {
 	if err != io.EOF {
 		return err
 	}
-	desc := ocispec.Descriptor{MediaType: mediaType(r.Kind()), Digest: r.Digest(), Size: r.BlobSize()}
+	desc := ocispec.Descriptor{MediaType: r.Kind().MediaType(), Digest: r.Digest(), Size: r.BlobSize()}
 	if l.Descriptor != nil {
 		desc.MediaType = l.Descriptor.MediaType
 	}
@@ -174,18 +189,6 @@ func (b *builder) layer(ctx context.Context, l *Layer) error {
 	}
 	b.res.Layers = append(b.res.Layers, sl)
 	return nil
-}
-
-func mediaType(k layer.Kind) string {
-	switch k {
-	case layer.Gzip:
-		return ocispec.MediaTypeImageLayerGzip
-	case layer.Zstd:
-		return ocispec.MediaTypeImageLayerZstd
-	case layer.Xz:
-		return ocispec.MediaTypeImageLayer + "+xz"
-	}
-	return ocispec.MediaTypeImageLayer
 }
 
 func (b *builder) warn(format string, args ...any) {

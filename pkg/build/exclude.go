@@ -9,22 +9,6 @@ import (
 )
 
 // compileGlob translates a pattern of Options.Exclude.
-//
-// A pattern without a slash is held against names, wherever they are; one with
-// a slash against whole paths from the root ("/tmp" is the root's tmp alone).
-// What a pattern matches is left out with all that is below it; patterns see
-// the finished tree, not the archives' entries, so that neither a path through
-// a symbolic link nor a hard link gets around them: a file that has another
-// name stays under that one.
-//
-//	?      any character but a slash
-//	*      any number of those
-//	**     any characters
-//	[a-z]  one of these, [!a-z] none of them; [[:alpha:]] and so on are ASCII's
-//	\c     c itself
-//
-// Characters are UTF-8's, in every locale; a byte that belongs to none is one by
-// itself.
 func compileGlob(glob string) (*regexp.Regexp, error) {
 	bad := func(what string) error { return fault.Usagef("pattern %q: %s", glob, what) }
 	whole := strings.Contains(glob, "/")

@@ -218,7 +218,7 @@ func checkImage(r io.ReaderAt, size int64) error {
 	return nil
 }
 
-// nativeTypes is what media types of layers that are EROFS images look like.
+// What media types of layers that are EROFS images look like.
 const (
 	nativePrefix = "application/vnd.erofs"
 	nativeSuffix = ".erofs"

@@ -226,7 +226,7 @@ func (x *Index) joinOne(name string, blob source.BlobReader, desc ocispec.Descri
 }
 
 func openForeign(ctx context.Context, name string, blob source.BlobReader, d digest.Digest, z *zinfo.Index, o Options) (*layer.Lazy, error) {
-	head := make([]byte, min(6, blob.Size()))
+	head := make([]byte, min(layer.SniffSize, blob.Size()))
 	if _, err := blob.ReadAtContext(ctx, head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("layer %s: %w", name, err)
 	}

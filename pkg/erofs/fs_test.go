@@ -143,7 +143,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// TestWalk ends where an image has a directory within itself.
+// TestDirectoryLoop: a walk ends where an image has a directory within itself.
 func TestDirectoryLoop(t *testing.T) {
 	img := bytes.Clone(sampleImage(t))
 	fsys := openImage(t, img)

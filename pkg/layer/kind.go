@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Kind says how a layer's bytes are compressed.
@@ -31,9 +33,25 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// Sniff tells the kind from a blob's first bytes, of which it needs six. What
-// is none of the others is Plain: media types are not asked, as they are known
-// to be wrong.
+// MediaType is the media type of such a layer. OCI's specification has none for
+// xz.
+func (k Kind) MediaType() string {
+	switch k {
+	case Gzip:
+		return ocispec.MediaTypeImageLayerGzip
+	case Zstd:
+		return ocispec.MediaTypeImageLayerZstd
+	case Xz:
+		return ocispec.MediaTypeImageLayer + "+xz"
+	}
+	return ocispec.MediaTypeImageLayer
+}
+
+// SniffSize is how many bytes Sniff wants to see.
+const SniffSize = 6
+
+// Sniff tells the kind from a blob's first bytes. What is none of the others is
+// Plain: media types are not asked, as they are known to be wrong.
 func Sniff(prefix []byte) Kind {
 	switch {
 	case bytes.HasPrefix(prefix, []byte{0x1f, 0x8b}):

@@ -260,16 +260,10 @@ func (s *stream) descriptor() ocispec.Descriptor {
 	if s.o.Descriptor != nil {
 		d = *s.o.Descriptor
 	} else {
-		d.MediaType = mediaTypes[s.kind]
+		d.MediaType = s.kind.MediaType()
 	}
 	d.Digest, d.Size = s.digest, s.size
 	return d
-}
-
-var mediaTypes = map[Kind]string{
-	Plain: ocispec.MediaTypeImageLayer,
-	Gzip:  ocispec.MediaTypeImageLayerGzip,
-	Zstd:  ocispec.MediaTypeImageLayerZstd,
 }
 
 // pass hands a plain layer through: its blocks go out as they came in.

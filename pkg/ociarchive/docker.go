@@ -1,7 +1,6 @@
 package ociarchive
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/layer"
 	"github.com/layerpipe/layerpipe/pkg/ociimage"
 )
 
@@ -155,20 +155,14 @@ func (s *store) dockerLayer(name string, diffID digest.Digest) (ocispec.Descript
 	if !ok {
 		return ocispec.Descriptor{}, &missingError{name, name}
 	}
-	var magic [4]byte
-	if _, err := f.ReadAt(magic[:], 0); err != nil && err != io.EOF {
+	var head [layer.SniffSize]byte
+	n, err := f.ReadAt(head[:], 0)
+	if err != nil && err != io.EOF {
 		return ocispec.Descriptor{}, err
 	}
-	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diffID, Size: f.Size()}
-	compressed := true
-	switch {
-	case bytes.HasPrefix(magic[:], []byte{0x1f, 0x8b}):
-		d.MediaType = ocispec.MediaTypeImageLayerGzip
-	case bytes.Equal(magic[:], []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		d.MediaType = ocispec.MediaTypeImageLayerZstd
-	default:
-		compressed = false
-	}
+	kind := layer.Sniff(head[:n])
+	d := ocispec.Descriptor{MediaType: kind.MediaType(), Digest: diffID, Size: f.Size()}
+	compressed := kind != layer.Plain
 	if named, ok := nameDigest(name); compressed && !ok {
 		return d, fmt.Errorf("%s: compressed, and nothing gives its digest: %w", name, fault.ErrUnsupported)
 	} else if compressed {

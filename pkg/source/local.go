@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/layerpipe/layerpipe/pkg/fault"
+	"github.com/layerpipe/layerpipe/pkg/layer"
 	"github.com/layerpipe/layerpipe/pkg/ociarchive"
 	"github.com/layerpipe/layerpipe/pkg/ociimage"
 )
@@ -136,15 +137,13 @@ func openArchive(ref, name string) (Source, error) {
 
 // notCompressed refuses what cannot be read at any offset, by its first bytes.
 func notCompressed(r io.ReaderAt) error {
-	var magic [6]byte
-	n, err := r.ReadAt(magic[:], 0)
+	var head [layer.SniffSize]byte
+	n, err := r.ReadAt(head[:], 0)
 	if err != nil && err != io.EOF {
 		return err
 	}
-	for _, m := range []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "\xfd7zXZ\x00", "BZh"} {
-		if strings.HasPrefix(string(magic[:n]), m) {
-			return fmt.Errorf("a compressed archive, decompress it first: %w", fault.ErrUnsupported)
-		}
+	if layer.Sniff(head[:n]) != layer.Plain || strings.HasPrefix(string(head[:n]), "BZh") { // bzip2
+		return fmt.Errorf("a compressed archive, decompress it first: %w", fault.ErrUnsupported)
 	}
 	return nil
 }
