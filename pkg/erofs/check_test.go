@@ -2,6 +2,7 @@ package erofs_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -43,6 +44,14 @@ func (d *damage) inode(name string) int64 { return statOf(d.t, d.fsys, name).Off
 
 // header is the offset of a compressed file's map header.
 func (d *damage) header(name string) int64 { return mapHeader(statOf(d.t, d.fsys, name)) }
+
+// compact changes bits of a cluster's entry in a compact index that has four
+// bytes for each, of which two are the pair's address.
+func (d *damage) compact(name string, lcn int64, clear, set uint16) {
+	at := d.header(name) + ondisk.MapHeaderSize + lcn/2*8 + lcn%2*2
+	v := binary.LittleEndian.Uint16(d.img[at:])
+	d.put(at, 2, uint64(v&^clear|set))
+}
 
 // put writes n bytes at an offset.
 func (d *damage) put(off int64, n int, v uint64) { putUint(d.img[off:off+int64(n)], v) }
@@ -198,17 +207,20 @@ func TestCheckAsLinux(t *testing.T) {
 		{"encoded extents without the 48BIT feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
 			d.put(d.header("long"), ondisk.MapHeaderSize, (ondisk.AdviseExtents|2<<1)<<32) // none, of 16 bytes each
 		}},
-		{"a block count within an extent", "lz4", erofs.RuleExtent, func(d *damage) {
-			// The third cluster, of 512 bytes, in an index with 4 bytes for each:
-			// a distance has twelve bits, of which the last says that it is none.
-			d.img[d.header("long")+ondisk.MapHeaderSize+2*4+1] |= ondisk.LID0Cblkcnt >> 8
-		}},
+		{"a block count within an extent", "lz4", erofs.RuleExtent, func(d *damage) { d.compact("long", 2, 0, ondisk.LID0Cblkcnt) }},
+		{"a fragment that is not compressed", "lzma", erofs.RuleExtent, func(d *damage) { d.compact("long", 11, 3<<12, ondisk.LClusterPlain<<12) }},
 		{"a cluster that leads past its head", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
 			at := d.header("long") + full
 			for d.img[at]&ondisk.LClusterTypeMask != ondisk.LClusterNonHead {
 				at += entry
 			}
 			d.img[at+4]++ // how far back
+		}},
+		{"an uncompressed extent up to the last cluster's end", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
+			at := d.header("long") + full + 16*entry // of 0 to 17
+			d.put(at, 4, 400<<16|ondisk.LClusterPlain)
+			d.put(at+entry, 4, ondisk.LClusterNonHead)
+			d.put(at+entry+4, 4, 1)
 		}},
 	} {
 		img := buildImage(t, erofs.WriterOptions{}, erofs.Final{}, sampleEntries())

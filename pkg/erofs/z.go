@@ -82,6 +82,18 @@ func (m *zMap) findTail() error {
 		m.tail, m.inlineOff = head.lcn, last.next
 		return nil
 	}
+	if head.typ == ondisk.LClusterPlain { // Linux looks for its block then
+		return m.ino.corrupt(m.header, "a fragment that is marked as not compressed")
+	}
+	for lcn := head.lcn + 1; lcn < m.count; lcn++ {
+		e, err := m.load(&c, lcn)
+		if err == nil && e.typ == ondisk.LClusterNonHead {
+			err = m.checkBack(e, head)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	off := int64(m.h.FragmentOff)
 	if m.ino.Layout == ondisk.LayoutCompressedFull {
 		off |= int64(head.blk) << 32 // bounded when it is used
@@ -152,6 +164,11 @@ func (m *zMap) extentAt(off int64) (FileExtent, error) {
 	if err != nil {
 		return FileExtent{}, err
 	}
+	last := end == m.count<<m.bits // no other head: it ends with the file
+	if last && head.lcn == m.count-1 && m.h.Advise&ondisk.AdviseInline != 0 {
+		end = m.ino.Size
+	}
+	// Otherwise Linux does not look at the file's size here, so nor do the checks.
 	x := FileExtent{Offset: start, Length: end - start, Kind: ExtentEncoded, Partial: head.partial}
 	switch {
 	case head.typ != ondisk.LClusterPlain:
@@ -166,13 +183,19 @@ func (m *zMap) extentAt(off int64) (FileExtent, error) {
 		if x.Addr&m.f.blockMask()+x.AddrLen > m.f.BlockSize() {
 			return x, m.ino.corrupt(x.Addr, "inline pcluster of %d bytes crosses its block", x.AddrLen)
 		}
-		return x, m.f.checkEncoded(m.ino, &x)
+		err = m.f.checkEncoded(m.ino, &x)
+	} else {
+		err = m.f.placeEncoded(m.ino, &x, int64(head.blk)<<m.f.blkBits, blocks<<m.f.blkBits)
 	}
-	return x, m.f.placeEncoded(m.ino, &x, int64(head.blk)<<m.f.blkBits, blocks<<m.f.blkBits)
+	if last {
+		x.Length = m.ino.Size - start
+	}
+	return x, err
 }
 
 // extentEnd looks ahead for the next head, where an extent ends, and for the
-// number of blocks that the extent has.
+// number of blocks that the extent has. Without another head it ends with the
+// last cluster.
 func (m *zMap) extentEnd(c *zCursor, head zEntry, start int64) (end, blocks int64, err error) {
 	big := m.h.Advise&ondisk.AdviseBigPcluster2 != 0
 	if head.typ == ondisk.LClusterHead1 {
@@ -181,7 +204,7 @@ func (m *zMap) extentEnd(c *zCursor, head zEntry, start int64) (end, blocks int6
 	blocks = 1
 	for lcn := head.lcn + 1; ; lcn++ {
 		if lcn >= m.count {
-			return m.ino.Size, blocks, nil
+			return lcn << m.bits, blocks, nil
 		}
 		if lcn<<m.bits-start > ondisk.PclusterMaxDSize {
 			return 0, 0, m.ino.corrupt(m.header, "cluster %d: no end within %d bytes", head.lcn, ondisk.PclusterMaxDSize)
@@ -193,9 +216,8 @@ func (m *zMap) extentEnd(c *zCursor, head zEntry, start int64) (end, blocks int6
 		if e.typ != ondisk.LClusterNonHead {
 			return lcn<<m.bits + e.ofs, blocks, nil
 		}
-		// Who reads from this cluster on finds the head by that.
-		if e.back <= 0 || lcn-e.back < head.lcn {
-			return 0, 0, m.ino.corrupt(m.header, "cluster %d: its head is %d clusters before it, not %d", lcn, lcn-head.lcn, e.back)
+		if err := m.checkBack(e, head); err != nil {
+			return 0, 0, err
 		}
 		switch {
 		case lcn == head.lcn+1 && big:
@@ -206,6 +228,15 @@ func (m *zMap) extentEnd(c *zCursor, head zEntry, start int64) (end, blocks int6
 			return 0, 0, m.ino.corrupt(m.header, "cluster %d: a block count in the middle of an extent", lcn)
 		}
 	}
+}
+
+// checkBack holds a cluster of an extent to leading to its head: who reads from
+// there on finds that by it.
+func (m *zMap) checkBack(e, head zEntry) error {
+	if e.back <= 0 || e.lcn-e.back < head.lcn {
+		return m.ino.corrupt(m.header, "cluster %d: its head is %d clusters before it, not %d", e.lcn, e.lcn-head.lcn, e.back)
+	}
+	return nil
 }
 
 func fragmentExtent(start, end, addr int64) FileExtent {
