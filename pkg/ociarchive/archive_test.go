@@ -420,6 +420,10 @@ func TestDockerSave(t *testing.T) {
 			{name: "b.tar.gz", data: gz}, {name: "a.tar", data: layerA}, {name: "c", data: gzConfig},
 			{name: "manifest.json", data: manifest("c", "a.tar", "b.tar.gz", "a.tar")},
 		}, err: fault.ErrUnsupported},
+		"compressed with xz, no digest": {entries: []entry{
+			{name: "b.tar", data: "\xfd7zXZ\x00 not really xz"}, {name: "a.tar", data: layerA}, {name: "c", data: gzConfig},
+			{name: "manifest.json", data: manifest("c", "a.tar", "b.tar", "a.tar")},
+		}, err: fault.ErrUnsupported},
 		"config not of its name": {entries: []entry{
 			{name: "a.tar", data: layerA}, {name: "b.tar", data: layerB}, {name: hexOf("x") + ".json", data: config},
 			{name: "manifest.json", data: manifest(hexOf("x")+".json", "a.tar", "b.tar", "a.tar")},
