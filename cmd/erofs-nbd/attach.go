@@ -14,7 +14,7 @@ import (
 
 // attachFlags are for the kernel's side: devices and mounts.
 type attachFlags struct {
-	Attach       device        `json:"-" placeholder:"/dev/nbdN" help:"Attach to the kernel's NBD driver, as this device or as any that is free, and print its name."`
+	Attach       device        `json:"-" placeholder:"/dev/nbdN" help:"Attach to the kernel's NBD driver, as any device that is free or with --attach=/dev/nbdN as that one, and print its name."`
 	Mount        string        `json:"-" placeholder:"DIR" help:"Attach, mount on DIR, and serve until it is unmounted. SIGTERM unmounts and detaches; a second one does not wait for those who still use it."`
 	MountOptions string        `short:"o" placeholder:"OPTIONS" help:"For the mount, as mount -o takes them (nosuid,nodev,...)."`
 	Daemon       bool          `json:"-" help:"Go to the background when all is ready; the exit code says whether it is."`

@@ -328,15 +328,30 @@ func (f *flags) targetIndex(name string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	const (
+		unknown = iota
+		left    // what is left of it can still be removed
+		covered // by another mount
+		onTop
+	)
+	index, best := 0, unknown
 	for _, e := range all {
-		if e.State != nil && e.Mount == dir && !e.Stale {
-			return e.Index, nil
+		if e.State == nil || e.Mount != dir {
+			continue
+		}
+		rank := left
+		if !e.Stale {
+			rank = covered
+			if mounted, err := mountedOn(dir, e.Index); err == nil && mounted {
+				rank = onTop
+			}
+		}
+		if rank > best {
+			index, best = e.Index, rank
 		}
 	}
-	for _, e := range all { // what is left of it can still be removed
-		if e.State != nil && e.Mount == dir {
-			return e.Index, nil
-		}
+	if best > unknown {
+		return index, nil
 	}
 	return 0, fmt.Errorf("%s: no device is known to be mounted there: %w", name, fault.ErrNotFound)
 }

@@ -117,6 +117,9 @@ func TestOciMountFuse(t *testing.T) {
 		{ociMount(mounts[0], "--cache-size=much"), 2, "--cache-size"},
 		{ociMount(mounts[0], "-o", "nonsense"), 1, "mount:"},
 		{mountScript(t, "oci-umount", mounts[0]), 4, "no device is known"},
+		{mountScript(t, "oci-umount", "--force", mounts[0]), 4, "no device is known"},
+		{mountScript(t, "oci-umount", "--nonsense", mounts[0]), 2, "unknown option --nonsense"},
+		{mountScript(t, "oci-umount"), 2, "which dir"},
 	} {
 		if tt.result.code != tt.code || !strings.Contains(strings.ToLower(tt.stderr), tt.want) {
 			t.Errorf("%d %q, want %d and %q", tt.result.code, tt.stderr, tt.code, tt.want)

@@ -105,6 +105,18 @@ func TestSymlink(t *testing.T) {
 	s.gone()
 }
 
+// TestOnTop: of two mounts on one directory the one that is seen goes first.
+func TestOnTop(t *testing.T) {
+	dir := mountpoint(t)
+	below, above := start(t, whole, "--mount", dir), start(t, whole, "--mount", dir)
+	for _, s := range []*server{above, below} {
+		command(t, 0, "", "--detach", dir)
+		s.ends(0)
+	}
+	below.gone()
+	above.gone()
+}
+
 // stoppedBusy is a server that was told to end while somebody has a file open,
 // and what is in that.
 func stoppedBusy(t *testing.T) (s *server, f *os.File, want []byte) {
