@@ -94,6 +94,7 @@ func (f *FS) Check(ctx context.Context, o CheckOptions, report func(Problem)) (C
 	}
 	c.links()
 	c.overlaps()
+	c.sharedPclusters()
 	return c.seen, nil
 }
 
@@ -110,6 +111,8 @@ type checker struct {
 	shared  map[uint32]bool      // shared xattrs whose place is noted
 	buf     []byte               // for contents
 	ranges  [2][]byteRange       // metadata and data: of the primary device, of the metabox
+
+	pclusters []pcluster // of encoded extents
 }
 
 // problem reports a problem of an inode.

@@ -75,6 +75,9 @@ func (c *checker) extent(ino *inode, at *pathNode, e *FileExtent) {
 		c.problem(RuleBounds, ino.Nid, at, "extent at %#x of %d bytes, on device %d of %d", e.Addr, e.AddrLen, e.Device, size)
 		return
 	}
+	if e.Kind == ExtentEncoded {
+		c.notePcluster(ino, e)
+	}
 	if e.Device == 0 {
 		// What describes other files counts as metadata.
 		c.note(c.f.meta, e.Addr, e.AddrLen, ino.Nid, ino.isDir())

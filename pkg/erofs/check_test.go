@@ -216,6 +216,12 @@ func TestCheckAsLinux(t *testing.T) {
 			}
 			d.img[at+4]++ // how far back
 		}},
+		{"an extent that another file has as another one", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
+			// The last begins the block of dir/again's first, and is short enough.
+			at := d.header("long") + full + 17*entry
+			copy(d.img[at+4:at+8], d.img[d.header("dir/again")+full+4:])
+			d.put(at, 4, 0<<16|ondisk.LClusterPlain)
+		}},
 		{"an uncompressed extent up to the last cluster's end", "lz4-legacy", erofs.RuleExtent, func(d *damage) {
 			at := d.header("long") + full + 16*entry // of 0 to 17
 			d.put(at, 4, 400<<16|ondisk.LClusterPlain)
