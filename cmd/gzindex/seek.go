@@ -48,7 +48,8 @@ func (x *index) open(ctx context.Context, blob *fileBlob) (readAtCloser, error) 
 	case seek.Plain:
 		return unowned{verified}, nil
 	case seek.Gzip:
-		return unowned{zinfo.NewReaderAt(verified, zinfoOf(l))}, nil
+		points, err := layer.Zinfo(l, 0)
+		return unowned{zinfo.NewReaderAt(verified, points)}, err
 	}
 	lazy, err := layer.Open(blob, l, spancache.New(largeSpan), layer.LazyOptions{})
 	return &lazyReader{lazy, ctx}, err
@@ -144,13 +145,13 @@ func verifySeek(ctx context.Context, blob *fileBlob, l *seek.Layer, workers int,
 	var pieces, spans, whole error
 	var wg sync.WaitGroup
 	wg.Go(func() { whole = verifyDigest(ctx, blob, l.Descriptor.Digest) })
-	if l.Kind == seek.Gzip {
+	if points, err := layer.Zinfo(l, 0); err == nil {
 		wg.Go(func() {
 			if pieces = verifyPieces(ctx, blob, l); pieces != nil {
 				cancel()
 			}
 		})
-		_, spans = zinfoOf(l).Verify(ctx, blob, workers, progress)
+		_, spans = points.Verify(ctx, blob, workers, progress)
 	} else if spans = verifySpans(ctx, blob, l, workers, progress); spans != nil {
 		cancel()
 	}
@@ -194,19 +195,6 @@ func verifySpans(ctx context.Context, blob *fileBlob, l *seek.Layer, workers int
 		})
 	}
 	return g.Wait()
-}
-
-// zinfoOf is a gzip layer's checkpoints as package zinfo has them.
-func zinfoOf(l *seek.Layer) *zinfo.Index {
-	x := &zinfo.Index{Size: l.Size, BlobSize: l.Descriptor.Size}
-	for _, s := range l.Spans {
-		x.Points = append(x.Points, zinfo.Point{In: s.In, Out: s.Out, Bits: s.Bits})
-	}
-	x.Unpack = func(i int, window []byte) error {
-		l.Spans[i].Window.Unpack(window)
-		return nil
-	}
-	return x
 }
 
 // verifyDigest compares the whole blob with its digest.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/pkg/build"
+	"github.com/layerpipe/layerpipe/pkg/layer"
 	"github.com/layerpipe/layerpipe/pkg/rootfs"
 )
 
@@ -235,7 +236,7 @@ func parseUUID(s string) (u [16]byte, err error) {
 // writeZinfo writes the checkpoints of the only layer as a zinfo file, which
 // appears when the caller commits it.
 func (f *flags) writeZinfo(res *build.Result) (*cli.Output, error) {
-	x, err := build.Zinfo(&res.Layers[0], int64(f.SpanSize))
+	x, err := layer.Zinfo(&res.Layers[0], int64(f.SpanSize))
 	if err != nil {
 		return nil, fmt.Errorf("--zinfo: %w", err)
 	}

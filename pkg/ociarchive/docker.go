@@ -28,8 +28,8 @@ type dockerImage struct {
 // docker load knows nothing else unless containerd keeps its images. What is no
 // image to run is refused.
 func WriteDocker(ctx context.Context, w io.Writer, img *ociimage.Image, blob BlobFunc, progress func(layer int, n int64)) error {
-	if t := img.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != ociimage.MediaTypeDockerConfig {
-		return fmt.Errorf("docker runs no %s: %w", t, fault.ErrUnsupported)
+	if img.IsArtifact() {
+		return fmt.Errorf("docker runs no %s: %w", img.Config.MediaType, fault.ErrUnsupported)
 	}
 	// It knows layers by the digests in the config, and decompresses what it reads.
 	d := dockerImage{Config: ociimage.BlobPath(img.Config.Digest), Layers: []string{}}
@@ -141,8 +141,7 @@ func chooseDocker(images []dockerImage, tag string) (*dockerImage, error) {
 	case len(images) == 0:
 		return nil, fmt.Errorf("manifest.json lists no image: %w", fault.ErrNotFound)
 	case len(images) > 1:
-		return nil, fmt.Errorf("manifest.json lists %d images (%s): name one: %w",
-			len(images), strings.Join(names[:min(len(names), 10)], ", "), fault.ErrUsage)
+		return nil, fault.Usagef("manifest.json lists %d images (%s): name one", len(images), strings.Join(names[:min(len(names), 10)], ", "))
 	}
 	return &images[0], nil
 }

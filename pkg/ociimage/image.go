@@ -22,9 +22,9 @@ type Image struct {
 	Layers        []ocispec.Descriptor
 }
 
-// isArtifact reports whether what has an image's manifest is something else than
+// IsArtifact reports whether what has an image's manifest is something else than
 // the root filesystem of a container.
-func (img *Image) isArtifact() bool {
+func (img *Image) IsArtifact() bool {
 	return img.Config.MediaType != ocispec.MediaTypeImageConfig && img.Config.MediaType != MediaTypeDockerConfig
 }
 

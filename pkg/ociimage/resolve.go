@@ -78,7 +78,7 @@ func ResolveManifest(ctx context.Context, f Fetcher, root ocispec.Descriptor, ro
 		img, err := r.checked(ctx, d, b, doc.Manifest)
 		switch {
 		case errors.Is(err, errPlatform):
-		case err == nil && img.isArtifact():
+		case err == nil && img.IsArtifact():
 			artifact = cmp.Or(artifact, img)
 		default:
 			return img, err
@@ -208,7 +208,7 @@ func (r *resolver) checked(ctx context.Context, d ocispec.Descriptor, b []byte, 
 		return nil, fmt.Errorf("manifest %s is an index where an image was expected: %w", d.Digest, fault.ErrCorrupt)
 	}
 	img := &Image{Manifest: d, ManifestBytes: b, Config: m.Config, Layers: m.Layers}
-	if img.isArtifact() {
+	if img.IsArtifact() {
 		return img, nil // for no platform, hence for each
 	}
 	config, err := r.f.FetchConfig(ctx, m.Config)
