@@ -29,10 +29,10 @@ func list(w io.Writer, img *source.Image, asJSON bool) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "LAYER\tMEDIA TYPE\tSIZE\tDIGEST")
 	for i, l := range img.Layers {
-		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\n", i, printable(l.MediaType), cli.Size(l.Size), l.Digest)
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\n", i, cli.Printable(l.MediaType), cli.Size(l.Size), l.Digest)
 	}
-	fmt.Fprintf(tw, "config\t%s\t%s\t%s\n", printable(img.Config.MediaType), cli.Size(img.Config.Size), img.Config.Digest)
-	fmt.Fprintf(tw, "manifest\t%s\t%s\t%s\n", printable(img.Manifest.MediaType), cli.Size(img.Manifest.Size), img.Manifest.Digest)
+	fmt.Fprintf(tw, "config\t%s\t%s\t%s\n", cli.Printable(img.Config.MediaType), cli.Size(img.Config.Size), img.Config.Digest)
+	fmt.Fprintf(tw, "manifest\t%s\t%s\t%s\n", cli.Printable(img.Manifest.MediaType), cli.Size(img.Manifest.Size), img.Manifest.Digest)
 	return tw.Flush()
 }
 
@@ -64,7 +64,7 @@ func listAll(w io.Writer, set *source.Set, asJSON bool) error {
 	for _, img := range set.Images {
 		platform := "-"
 		if p := img.Manifest.Platform; p != nil {
-			platform = printable(ociimage.FormatPlatform(*p))
+			platform = cli.Printable(ociimage.FormatPlatform(*p))
 		}
 		fmt.Fprintf(tw, "%s\t%d\t%s\t%s\n", platform, len(img.Layers), cli.Size(blobBytes(img.Layers)), img.Manifest.Digest)
 	}
@@ -99,7 +99,7 @@ func listReferrers(w io.Writer, ref string, subject ocispec.Descriptor, found []
 		if kind == "" {
 			kind = "-"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\n", printable(kind), cli.Size(d.Size), d.Digest)
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", cli.Printable(kind), cli.Size(d.Size), d.Digest)
 	}
 	return tw.Flush()
 }
@@ -110,17 +110,6 @@ func notNull(list []ocispec.Descriptor) []ocispec.Descriptor {
 		return []ocispec.Descriptor{}
 	}
 	return list
-}
-
-// printable keeps what an image calls its parts from driving the terminal.
-func printable(s string) string {
-	out := []rune(s)
-	for i, r := range out {
-		if r < ' ' || r == 0x7f {
-			out[i] = '?'
-		}
-	}
-	return string(out)
 }
 
 // blobBytes is the size of all blobs; one that is listed twice is fetched once.

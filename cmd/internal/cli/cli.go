@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/alecthomas/kong"
 
@@ -190,15 +191,19 @@ func (e *Env) Errorf(format string, args ...any) {
 // oneLine keeps hostile names in an error from starting new lines or driving
 // the terminal.
 func oneLine(s string) string {
+	return Printable(strings.NewReplacer("\n", " ", "\t", " ").Replace(strings.TrimSpace(s)))
+}
+
+// Printable is foreign text for people: what could drive a terminal is a "?",
+// the control characters beyond ASCII and those that turn the direction of
+// writing included.
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' {
-			return ' '
-		}
-		if r < 0x20 || r == 0x7f {
+		if !unicode.IsGraphic(r) {
 			return '?'
 		}
 		return r
-	}, strings.TrimSpace(s))
+	}, s)
 }
 
 // Usagef makes an error of the caller's own: exit code 2.
