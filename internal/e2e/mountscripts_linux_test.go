@@ -188,6 +188,21 @@ func TestOciMountFuse(t *testing.T) {
 	if r := mountScript(t, "oci-umount", mounts[0]); r.code != 0 {
 		t.Errorf("oci-umount: %d %s", r.code, r.stderr)
 	}
+
+	// By a digest that has an index nobody asks what it is.
+	reg.Reset()
+	byDigest := strings.TrimSuffix(ref, ":latest") + "@" + strings.Replace(strings.TrimSuffix(filepath.Base(names[0]), ".erofs"), "-", ":", 1)
+	if r := mountScript(t, "oci-mount", "--fuse", "--plain-http", "--username=someone", "--password-stdin", "--index-dir", indexes, byDigest, mounts[0]); r.code != 0 {
+		t.Fatalf("oci-mount %s: %d %s", byDigest, r.code, r.stderr)
+	}
+	for _, q := range reg.Requests() {
+		if strings.Contains(q.Path, "/manifests/") {
+			t.Errorf("%s was asked for", q.Path)
+		}
+	}
+	if r := mountScript(t, "oci-umount", mounts[0]); r.code != 0 {
+		t.Errorf("oci-umount: %d %s", r.code, r.stderr)
+	}
 	interop.Run(t, "umount", mounts[1])
 	nothing := func() {
 		t.Helper()
