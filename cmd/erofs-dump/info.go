@@ -67,7 +67,7 @@ type seekLayer struct {
 	Digests   int    `json:"digests"`
 }
 
-var compatNames = []string{"sb_chksum", "mtime", "xattr_filter", "shared_ea_in_metabox", "plain_xattr_pfx"}
+var compatNames = []string{"sb_chksum", "mtime", "xattr_filter", "shared_ea_in_metabox", "plain_xattr_pfx", "ishare_xattrs"}
 
 // Bits that mean two things are told apart by what else the superblock says.
 var incompatNames = []string{"zero_padding", "big_pcluster", "chunked_file", "device_table", "ztailpacking", "fragments", "xattr_prefixes", "48bit", "metabox"}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 
@@ -123,52 +122,6 @@ func (c *checker) problem(r Rule, nid uint64, at *pathNode, format string, args 
 // imageProblem reports one of the image as a whole.
 func (c *checker) imageProblem(r Rule, format string, args ...any) {
 	c.report(Problem{Rule: r, Detail: fmt.Sprintf(format, args...)})
-}
-
-// super checks the superblock and the image as a whole.
-func (c *checker) super() {
-	f := c.f
-	primary := f.devices[0]
-	if f.sb.FeatureCompat&ondisk.CompatSBChecksum != 0 {
-		if err := f.verifySuper(primary.r); err != nil {
-			c.imageProblem(RuleChecksum, "%v", err)
-		}
-	}
-	if size := sizeOf(primary.r); size >= 0 && size < primary.size {
-		c.imageProblem(RuleSize, "%d bytes, but %d blocks of %d", size, primary.size>>f.blkBits, f.BlockSize())
-	}
-	// What stands before the superblock is for boot loaders.
-	c.note(f.meta, 0, ondisk.SuperOffset+int64(f.sb.Size()), noNid, true)
-	if n := len(f.devices) - 1; n > 0 {
-		c.note(f.meta, int64(f.sb.DevtSlotOff)*ondisk.DeviceSlotSize, int64(n)*ondisk.DeviceSlotSize, noNid, true)
-	}
-}
-
-// deviceTable checks that addresses have one meaning.
-func (c *checker) deviceTable() {
-	devs := c.f.devices
-	before := 0 // the device that reaches farthest so far
-	for _, i := range c.f.byAddr {
-		a, b := devs[before], devs[i]
-		if b.addr < a.addr+a.size {
-			c.imageProblem(RuleDevices, "device %d at %#x of %d bytes overlaps device %d at %#x of %d", i, b.addr, b.size, before, a.addr, a.size)
-		}
-		if b.addr+b.size > a.addr+a.size {
-			before = i
-		}
-	}
-	for i := 1; i < len(devs); i++ {
-		if size := sizeOf2(devs[i].r); devs[i].base == 0 && size >= 0 && size+c.f.BlockSize() <= devs[i].size {
-			c.imageProblem(RuleSize, "device %d: %d bytes, but %d blocks of %d", i, size, devs[i].size>>c.f.blkBits, c.f.BlockSize())
-		}
-	}
-}
-
-func sizeOf2(r io.ReaderAt) int64 {
-	if r == nil {
-		return -1
-	}
-	return sizeOf(r)
 }
 
 // named is what stands for a path where there is none.

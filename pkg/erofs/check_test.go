@@ -201,6 +201,7 @@ func TestCheckAsLinux(t *testing.T) {
 		{"a format bit of the 48BIT feature", "", erofs.RuleInode, func(d *damage) { d.img[d.inode("etc/empty")] |= ondisk.FormatNlink1 }},
 		{"a chunk format of the 48BIT feature", "", erofs.RuleInode, func(d *damage) { chunked(d, ondisk.Chunk48Bit) }},
 		{"no chunks, in an unknown format", "", erofs.RuleInode, func(d *damage) { chunked(d, 1<<15) }},
+		{"no xattr prefix for shared page cache", "", erofs.RuleXattr, func(d *damage) { d.super(0x08, 4, uint64(superOf(d.img).FeatureCompat|ondisk.CompatIshareXattrs)) }},
 		{"an xattr header alone", "", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
 		{"an unknown algorithm that nothing uses", "lz4", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+algorithms] |= ondisk.AlgMax << 4 }},
 		{"big pclusters without their feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+advise] |= ondisk.AdviseBigPcluster2 }},

@@ -57,6 +57,7 @@ const (
 	CompatXattrFilter       = 0x04 // XATTR_FILTER: XattrHeader.NameFilter is set
 	CompatSharedEAInMetabox = 0x08 // SHARED_EA_IN_METABOX: shared xattrs lie in the metabox
 	CompatPlainXattrPfx     = 0x10 // PLAIN_XATTR_PFX: long prefixes lie in the plain image
+	CompatIshareXattrs      = 0x20 // ISHARE_XATTRS: SuperBlock.IshareXattrID is set
 )
 
 // Incompatible features. Some bits carry two meanings: the two came in the
