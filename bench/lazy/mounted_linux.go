@@ -105,7 +105,7 @@ func readFile(name string, size int64) error {
 	return err
 }
 
-func (b *bench) mountedLine(ctx context.Context, m mounter, name string, run func(context.Context, string) error) (err error) {
+func (b *bench) mountedLine(ctx context.Context, m mounter, name string, run func(context.Context, string) error) error {
 	dir := filepath.Join(b.dir, "mnt")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -116,21 +116,24 @@ func (b *bench) mountedLine(ctx context.Context, m mounter, name string, run fun
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, end()) }()
-	before, err := delivered(dir) // a loop device counts on from who had it before
-	if err != nil {
+	r := result{what: m.name + ": " + name}
+	err = func() error {
+		before, err := delivered(dir) // a loop device counts on from who had it before
+		if err != nil {
+			return err
+		}
+		if err := run(ctx, dir); err != nil {
+			return err
+		}
+		r.took = time.Since(began)
+		r.read, err = delivered(dir)
+		r.read -= before
+		return err
+	}()
+	if err := errors.Join(err, end()); err != nil {
 		return err
 	}
-	if err := run(ctx, dir); err != nil {
-		return err
-	}
-	r := result{what: m.name + ": " + name, took: time.Since(began)}
-	c := b.count()
-	if r.read, err = delivered(dir); err != nil {
-		return err
-	}
-	r.read -= before
-	b.row(r, c)
+	b.row(r, b.countAll())
 	return nil
 }
 
@@ -222,8 +225,17 @@ func (b *bench) mountFuse(ctx context.Context, dir string) (_ func() error, err 
 // in; it knows no indexes of several.
 func (b *bench) mountOther(ctx context.Context, dir string) (func() error, error) {
 	options := fmt.Sprintf("oci.layer=%d,oci.tarindex=%s,oci.zinfo=%s,oci.insecure", b.other.layer, b.other.index, b.other.zinfo)
-	if err := command(ctx, b.mountErofs, "-t", "erofs.nbd", "-o", options, b.ref, dir); err != nil {
+	// Its server is a child that keeps stdout and stderr: a pipe would have no end.
+	said, err := os.Create(filepath.Join(b.dir, "mount.erofs.log"))
+	if err != nil {
 		return nil, err
+	}
+	defer said.Close()
+	cmd := exec.CommandContext(ctx, b.mountErofs, "-t", "erofs.nbd", "-o", options, b.ref, dir)
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(said.Name())
+		return nil, fmt.Errorf("mount.erofs: %w: %s", err, text)
 	}
 	return func() error { return unmount(dir) }, nil
 }
