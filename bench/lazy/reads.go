@@ -148,6 +148,9 @@ func (b *bench) line(ctx context.Context, what string, fromStart bool, read func
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
+	if !fromStart { // there, what came up to the first byte is what counts
+		c = b.countAll()
+	}
 	if note != nil {
 		r.note = note(r, c)
 	}
@@ -241,7 +244,7 @@ func (b *bench) recorded(ctx context.Context) error {
 // settle waits until nothing is fetched any more.
 func (b *bench) settle(ctx context.Context) error {
 	const still = 500 * time.Millisecond
-	for last, since := b.count(), time.Now(); time.Since(since) < still || last.gets == 0; {
+	for last, since := b.count(), time.Now(); time.Since(since) < still || last.gets == 0 || last.open > 0; {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():

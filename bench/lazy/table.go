@@ -10,14 +10,29 @@ import (
 type counts struct {
 	gets  int
 	bytes int64
+	open  int // requests that are still being answered; their bytes are not known
 }
 
 func (b *bench) count() (c counts) {
 	for _, q := range b.reg.Requests() {
 		c.gets++
 		c.bytes += q.Bytes
+		if q.Status == 0 {
+			c.open++
+		}
 	}
 	return c
+}
+
+// countAll counts when nobody asks for anything any more, with what was on its
+// way when that ended: it came over the network like all else.
+func (b *bench) countAll() counts {
+	const most = 2 * time.Second // those cut off before they had an answer stay open
+	for end := time.Now().Add(most); ; time.Sleep(5 * time.Millisecond) {
+		if c := b.count(); c.open == 0 || time.Now().After(end) {
+			return c
+		}
+	}
 }
 
 // A result is a line of the table.
