@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -113,7 +114,14 @@ func (f *flags) reattachAll(ctx context.Context, env *cli.Env) error {
 			return err
 		}
 	}
-	var failed error
+	// One that waits for its registry must not keep the others waiting.
+	const atOnce = 8
+	var (
+		jobs   sync.WaitGroup
+		slots  = make(chan struct{}, atOnce)
+		mu     sync.Mutex
+		failed error
+	)
 	for _, e := range all {
 		if e.Live {
 			continue
@@ -132,10 +140,17 @@ func (f *flags) reattachAll(ctx context.Context, env *cli.Env) error {
 		if f.Stats {
 			args = append(args, "--stats")
 		}
-		if err := startDaemon(ctx, env, args); err != nil {
-			failed = err
-		}
+		slots <- struct{}{}
+		jobs.Go(func() {
+			defer func() { <-slots }()
+			if err := startDaemon(ctx, env, args); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = err
+			}
+		})
 	}
+	jobs.Wait()
 	return failed
 }
 
