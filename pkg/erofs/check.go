@@ -263,13 +263,16 @@ func (c *checker) inode(ino *inode, at *pathNode) {
 		c.problem(RuleInode, ino.Nid, at, "a time with %d nanoseconds", ino.nsec)
 	}
 	chunked := ino.Layout == ondisk.LayoutChunkBased
-	// The bits came with the feature: Linux before 6.15 refuses them.
+	// These came with the feature: Linux before 6.15 refuses them.
 	if !c.f.has(ondisk.Incompat48Bit) {
 		if ino.format&ondisk.FormatNlink1 != 0 {
 			c.problem(RuleInode, ino.Nid, at, "format %#x without the 48BIT feature", ino.format)
 		}
 		if chunked && ino.u&ondisk.Chunk48Bit != 0 {
 			c.problem(RuleInode, ino.Nid, at, "chunk format %#x without the 48BIT feature", ino.u)
+		}
+		if ino.Layout == ondisk.LayoutFlatPlain && ino.startblk < 0 && ino.hasData() && ino.Size > 0 {
+			c.problem(RuleExtent, ino.Nid, at, "%d bytes without a first block and without the 48BIT feature", ino.Size)
 		}
 	}
 	// Linux wants to know the chunks of what has none, too.

@@ -3,7 +3,6 @@ package erofs
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
 
 	"github.com/layerpipe/layerpipe/pkg/erofs/ondisk"
 	"github.com/layerpipe/layerpipe/pkg/fault"
@@ -44,18 +43,21 @@ func (c *checker) deviceTable() {
 			before = i
 		}
 	}
+	// Layers that follow an index in one file must all be there.
+	file := sizeOf(devs[0].r)
+	flat := len(c.f.opts.devices) == 0 && file > devs[0].size
 	for i := 1; i < len(devs); i++ {
-		if size := sizeOf2(devs[i].r); devs[i].base == 0 && size >= 0 && size+c.f.BlockSize() <= devs[i].size {
-			c.imageProblem(RuleSize, "device %d: %d bytes, but %d blocks of %d", i, size, devs[i].size>>c.f.blkBits, c.f.BlockSize())
+		d, size := &devs[i], int64(-1)
+		switch {
+		case flat && d.addr != 0:
+			size = max(file-d.addr, 0)
+		case d.r != nil && d.base == 0:
+			size = sizeOf(d.r)
+		}
+		if size >= 0 && size+c.f.BlockSize() <= d.size {
+			c.imageProblem(RuleSize, "device %d: %d bytes, but %d blocks of %d", i, size, d.size>>c.f.blkBits, c.f.BlockSize())
 		}
 	}
-}
-
-func sizeOf2(r io.ReaderAt) int64 {
-	if r == nil {
-		return -1
-	}
-	return sizeOf(r)
 }
 
 // configs checks the algorithms' configurations, which Linux wants to be right

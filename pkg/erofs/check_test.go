@@ -181,8 +181,10 @@ func TestCheckRules(t *testing.T) {
 // TestCheckAsLinux: what Linux refuses and this package reads is reported.
 func TestCheckAsLinux(t *testing.T) {
 	const (
-		layout, u  = 0, 0x10 // in an inode
-		advise     = 4       // in a map header
+		layout     = 0 // in an inode
+		size       = 0x08
+		u          = 0x10
+		advise     = 4 // in a map header
 		algorithms = 6
 		full       = ondisk.MapHeaderSize + 8
 		entry      = ondisk.LClusterIndexSize
@@ -200,6 +202,12 @@ func TestCheckAsLinux(t *testing.T) {
 	}{
 		{"a format bit of the 48BIT feature", "", erofs.RuleInode, func(d *damage) { d.img[d.inode("etc/empty")] |= ondisk.FormatNlink1 }},
 		{"a chunk format of the 48BIT feature", "", erofs.RuleInode, func(d *damage) { chunked(d, ondisk.Chunk48Bit) }},
+		{"a hole of the 48BIT feature", "", erofs.RuleExtent, func(d *damage) {
+			at := d.inode("etc/empty")
+			d.put(at+layout, 1, ondisk.LayoutFlatPlain<<1)
+			d.put(at+size, 4, 1<<30)
+			d.put(at+u, 4, 1<<32-1)
+		}},
 		{"no chunks, in an unknown format", "", erofs.RuleInode, func(d *damage) { chunked(d, 1<<15) }},
 		{"no xattr prefix for shared page cache", "", erofs.RuleXattr, func(d *damage) { d.super(0x08, 4, uint64(superOf(d.img).FeatureCompat|ondisk.CompatIshareXattrs)) }},
 		{"an xattr header alone", "", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
@@ -287,6 +295,23 @@ func TestMissingDevice(t *testing.T) {
 	}
 	_, err = mustOpen(t, unsized{index}).ReadFile("etc/large")
 	wantErr(t, err, erofs.ErrNoDevice)
+}
+
+// TestCheckFlat: of an index with its layers in one file, none may be cut.
+func TestCheckFlat(t *testing.T) {
+	index, layer := indexOf(t)
+	flat := slices.Concat(index, layer)
+	far := slices.Clone(flat) // its device lies elsewhere
+	slot := int(superOf(far).DevtSlotOff) * ondisk.DeviceSlotSize
+	far[slot+0x44+2]++ // the address
+	resum(far)
+	for name, img := range map[string][]byte{"cut": flat[:len(flat)-len(layer)/2], "far": far} {
+		var rules []erofs.Rule
+		openImage(t, img).Check(t.Context(), erofs.CheckOptions{}, func(p erofs.Problem) { rules = append(rules, p.Rule) })
+		if !slices.Equal(rules, []erofs.Rule{erofs.RuleSize}) {
+			t.Errorf("%s: %v", name, rules)
+		}
+	}
 }
 
 // unsized is a reader that does not tell its size.
