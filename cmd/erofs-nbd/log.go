@@ -14,53 +14,91 @@ import (
 const (
 	logBurst = 10
 	logEvery = time.Second
+	// logQueue is how many lines wait for who reads stderr. It may be a pipe that
+	// nobody empties, or a log daemon that waits for a file on our own mount:
+	// no read may wait for that.
+	logQueue = 4 * logBurst
+	// logPatience is how long the end waits for that.
+	logPatience = time.Second
 )
 
 // A log prints lines on stderr, at most logBurst at once and one every
-// logEvery after that. What is left out is counted.
+// logEvery after that. What is left out is counted. Nobody waits for it.
 type log struct {
-	env *cli.Env
-	now func() time.Time
+	now   func() time.Time
+	lines chan string
+	ended chan struct{} // all lines are printed
 
 	mu     sync.Mutex
+	closed bool
 	tokens float64
 	last   time.Time
 	missed int
 }
 
 func newLog(env *cli.Env) *log {
-	return &log{env: env, now: time.Now, tokens: logBurst}
+	l := &log{now: time.Now, tokens: logBurst, lines: make(chan string, logQueue), ended: make(chan struct{})}
+	go func() {
+		defer close(l.ended)
+		for line := range l.lines {
+			env.Errorf("%s", line)
+		}
+	}()
+	return l
 }
 
 func (l *log) printf(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
 	now := l.now()
 	if !l.last.IsZero() {
 		l.tokens = min(logBurst, l.tokens+float64(now.Sub(l.last))/float64(logEvery))
 	}
 	l.last = now
-	if l.tokens < 1 {
+	if l.tokens < 1 || !l.sayMissed() || !l.say(fmt.Sprintf(format, args...)) {
 		l.missed++
 		return
 	}
 	l.tokens--
-	l.sayMissed()
-	l.env.Errorf("%s", fmt.Sprintf(format, args...))
 }
 
-func (l *log) sayMissed() {
-	if l.missed > 0 {
-		l.env.Errorf("%d more messages like these", l.missed)
-		l.missed = 0
+// say reports whether there was room for a line.
+func (l *log) say(line string) bool {
+	select {
+	case l.lines <- line:
+		return true
+	default:
+		return false
 	}
 }
 
-// flush tells at the end what was left out.
+// sayMissed tells what was left out, if anything was and there is room for it.
+func (l *log) sayMissed() bool {
+	if l.missed > 0 {
+		if !l.say(fmt.Sprintf("%d more messages like these", l.missed)) {
+			return false
+		}
+		l.missed = 0
+	}
+	return true
+}
+
+// flush ends the log, and sees what there is printed if somebody takes it.
 func (l *log) flush() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.sayMissed()
+	if !l.closed {
+		l.closed = true
+		l.sayMissed()
+		close(l.lines)
+	}
+	l.mu.Unlock()
+	select {
+	case <-l.ended:
+	case <-time.After(logPatience):
+	}
 }
 
 // A switchedWriter writes to what it was last told to: a daemon's stderr becomes

@@ -92,6 +92,7 @@ func run(ctx context.Context, env *cli.Env) (err error) {
 		env.Stderr = &switchedWriter{w: env.Stderr}
 	}
 	log := newLog(env)
+	defer log.flush()
 	caching, err := f.openCaching(env, log)
 	if err != nil {
 		return err

@@ -315,19 +315,50 @@ func TestLogIsLimited(t *testing.T) {
 	for range 1000 {
 		l.printf("bad")
 	}
-	if n := strings.Count(stderr.String(), "x: bad\n"); n != logBurst {
-		t.Errorf("%d lines at once", n)
-	}
 	now = now.Add(logEvery)
 	l.printf("late")
-	if got := stderr.String(); !strings.HasSuffix(got, "x: 990 more messages like these\nx: late\n") {
-		t.Errorf("%s", got)
-	}
 	l.printf("last")
 	l.flush()
 	l.flush()
-	if got := stderr.String(); !strings.HasSuffix(got, "x: late\nx: 1 more messages like these\n") {
+	l.printf("too late")
+	want := strings.Repeat("x: bad\n", logBurst) + "x: 990 more messages like these\nx: late\nx: 1 more messages like these\n"
+	if got := stderr.String(); got != want {
 		t.Errorf("%s", got)
+	}
+}
+
+// A stuck writer takes nothing until it is released.
+type stuck struct {
+	release chan struct{}
+	bytes.Buffer
+}
+
+func (s *stuck) Write(p []byte) (int, error) {
+	<-s.release
+	return s.Buffer.Write(p)
+}
+
+// TestLogIsStuck: nobody waits for who does not read stderr.
+func TestLogIsStuck(t *testing.T) {
+	stderr := &stuck{release: make(chan struct{})}
+	now := time.Unix(1000, 0)
+	l := newLog(&cli.Env{Name: "x", Stderr: stderr})
+	l.now = func() time.Time { now = now.Add(logEvery); return now }
+	const lines = 1000
+	for range lines {
+		l.printf("line")
+	}
+	l.flush() // gives up
+	close(stderr.release)
+	<-l.ended
+	printed, missed := strings.Count(stderr.String(), "x: line\n"), l.missed
+	for line := range strings.Lines(stderr.String()) {
+		n := 0
+		fmt.Sscanf(line, "x: %d more messages", &n)
+		missed += n
+	}
+	if printed < logQueue/2 || printed > 2*logQueue || printed+missed != lines {
+		t.Errorf("%d lines are printed, %d missed", printed, missed)
 	}
 }
 
