@@ -23,6 +23,9 @@ func (c *checker) super() {
 	if f.sb.FeatureCompat&ondisk.CompatIshareXattrs != 0 && f.sb.IshareXattrID >= f.sb.XattrPrefixCount {
 		c.imageProblem(RuleXattr, "the prefix that identifies shared page cache is number %d of %d", f.sb.IshareXattrID, f.sb.XattrPrefixCount)
 	}
+	if f.sharedXattrSpace() == nil {
+		c.imageProblem(RuleXattr, "shared attributes are in a metabox, but there is none")
+	}
 	// What stands before the superblock is for boot loaders.
 	c.note(f.meta, 0, ondisk.SuperOffset+int64(f.sb.Size()), noNid, true)
 	if n := len(f.devices) - 1; n > 0 {

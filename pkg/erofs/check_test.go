@@ -209,7 +209,8 @@ func TestCheckAsLinux(t *testing.T) {
 			d.put(at+u, 4, 1<<32-1)
 		}},
 		{"no chunks, in an unknown format", "", erofs.RuleInode, func(d *damage) { chunked(d, 1<<15) }},
-		{"no xattr prefix for shared page cache", "", erofs.RuleXattr, func(d *damage) { d.super(0x08, 4, uint64(superOf(d.img).FeatureCompat|ondisk.CompatIshareXattrs)) }},
+		{"no xattr prefix for shared page cache", "", erofs.RuleXattr, func(d *damage) { d.super(0x08, 4, ondisk.CompatIshareXattrs) }},
+		{"no metabox for shared xattrs", "", erofs.RuleXattr, func(d *damage) { d.super(0x08, 4, ondisk.CompatSharedEAInMetabox) }},
 		{"an xattr header alone", "", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
 		{"an unknown algorithm that nothing uses", "lz4", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+algorithms] |= ondisk.AlgMax << 4 }},
 		{"big pclusters without their feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+advise] |= ondisk.AdviseBigPcluster2 }},
