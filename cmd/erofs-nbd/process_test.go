@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io"
 	"io/fs"
 	"math/big"
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	"github.com/layerpipe/layerpipe/internal/interop"
+	"github.com/layerpipe/layerpipe/internal/nbdclient"
 	"github.com/layerpipe/layerpipe/internal/testimage"
 	"github.com/layerpipe/layerpipe/pkg/build"
 )
@@ -308,9 +310,21 @@ func TestSystemdSocketActivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	eventually(t, func() bool { _, err := os.Stat(path); return err == nil }, func() string { return "nobody listens" })
+	uri := "nbd+unix:///?socket=" + path
+	eventually(t, func() bool {
+		// The socket is there a moment before anybody listens on it.
+		c, err := nbdclient.Dial(uri)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return false
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		return true
+	}, func() string { return "nobody listens" })
 	for range 2 {
-		if got := readAll(t, "nbd+unix:///?socket="+path); !bytes.Equal(got, want) {
+		if got := readAll(t, uri); !bytes.Equal(got, want) {
 			t.Errorf("%d bytes, want %d, or other ones", len(got), len(want))
 		}
 	}
