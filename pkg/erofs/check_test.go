@@ -211,6 +211,12 @@ func TestCheckAsLinux(t *testing.T) {
 		{"no chunks, in an unknown format", "", erofs.RuleInode, func(d *damage) { chunked(d, 1<<15) }},
 		{"no xattr prefix for shared page cache", "", erofs.RuleXattr, func(d *damage) { d.super(0x08, 4, ondisk.CompatIshareXattrs) }},
 		{"no metabox for shared xattrs", "", erofs.RuleXattr, func(d *damage) { d.super(0x08, 4, ondisk.CompatSharedEAInMetabox) }},
+		{"an xattr behind zeros", "", erofs.RuleXattr, func(d *damage) {
+			at := d.inode("etc/small") // whose data begins behind it, and becomes xattrs
+			d.put(at+2, 2, 1+4)
+			clear(d.img[at+ondisk.InodeCompactSize:][:ondisk.XattrHeaderSize+4])
+			copy(d.img[at+ondisk.InodeCompactSize+ondisk.XattrHeaderSize+4:], "\x20\x01\x00\x00")
+		}},
 		{"an xattr header alone", "", erofs.RuleXattr, func(d *damage) { d.put(d.inode("etc/empty")+2, 2, 1) }},
 		{"an unknown algorithm that nothing uses", "lz4", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+algorithms] |= ondisk.AlgMax << 4 }},
 		{"big pclusters without their feature", "lz4-legacy", erofs.RuleExtent, func(d *damage) { d.img[d.header("long")+advise] |= ondisk.AdviseBigPcluster2 }},

@@ -51,14 +51,16 @@ func (f *FS) xattrs(ino *inode) ([]Xattr, error) {
 		list = append(list, x)
 	}
 	for pos < len(b) {
-		// Zeros fill the area where it is larger than its entries.
 		if len(b)-pos < ondisk.XattrEntrySize {
 			return nil, ino.corrupt(off+int64(pos), "%d bytes left for an xattr", len(b)-pos)
 		}
 		var e ondisk.XattrEntry
 		e.Decode(b[pos:])
+		// Zeros fill the area where it is larger than its entries, and for Linux
+		// other entries may come behind them.
 		if e == (ondisk.XattrEntry{}) {
-			break
+			pos += ondisk.XattrEntrySize
+			continue
 		}
 		if e.Size() > len(b)-pos {
 			return nil, ino.corrupt(off+int64(pos), "an xattr of %d bytes where there are %d", e.Size(), len(b)-pos)
