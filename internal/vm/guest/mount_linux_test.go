@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/pkg/nbddev"
 )
 
@@ -268,13 +269,7 @@ func TestNetworkNamespace(t *testing.T) {
 // ioctl.
 func TestNbdClient(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "socket")
-	cmd := exec.Command("erofs-nbd", whole, "--listen", "unix:"+socket)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Wait()
-	defer cmd.Process.Signal(syscall.SIGTERM)
-	await(t, "it listens", func() bool { _, err := os.Stat(socket); return err == nil })
+	interop.Listening(t, exec.Command("erofs-nbd", whole, "--listen", "unix:"+socket), socket)
 	want, err := os.ReadFile(whole)
 	if err != nil {
 		t.Fatal(err)
