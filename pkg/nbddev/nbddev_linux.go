@@ -46,9 +46,9 @@ type Config struct {
 func (c *Config) check() error {
 	switch {
 	case c.BlockSize != 512 && c.BlockSize != 1024 && c.BlockSize != 2048 && c.BlockSize != 4096:
-		return fmt.Errorf("nbd: blocks of %d bytes: %w", c.BlockSize, fault.ErrUsage)
+		return fault.Usagef("nbd: blocks of %d bytes", c.BlockSize)
 	case c.Size <= 0 || c.Size%int64(c.BlockSize) != 0:
-		return fmt.Errorf("nbd: a device of %d bytes with blocks of %d: %w", c.Size, c.BlockSize, fault.ErrUsage)
+		return fault.Usagef("nbd: a device of %d bytes with blocks of %d", c.Size, c.BlockSize)
 	}
 	return nil
 }
