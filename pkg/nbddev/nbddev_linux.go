@@ -146,7 +146,8 @@ func attach(c Config, netlink bool, serve func(net.Conn)) (_ *Device, err error)
 }
 
 // Reattach takes over a device whose server is gone: c must be what it was
-// attached with. serve is called as by StateDir.Attach. ErrLive if the server is not gone.
+// attached with. serve is called as by StateDir.Attach. ErrLive if the server is
+// not gone.
 func Reattach(c Config, serve func(net.Conn)) (_ *Device, err error) {
 	if err := c.check(); err != nil {
 		return nil, err
