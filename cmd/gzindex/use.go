@@ -49,6 +49,9 @@ func (c *command) load(name string, blobSize int64) (*index, error) {
 	}
 	if err == nil && x.seek != nil && blobSize >= 0 {
 		x.layer, err = x.seek.Find("", blobSize)
+		if errors.Is(err, fault.ErrNotFound) && len(x.seek.Layers) == 1 {
+			err = fmt.Errorf("this is of a file of %d bytes, not of %d: %w", x.seek.Layers[0].Descriptor.Size, blobSize, fault.ErrIntegrity)
+		}
 	}
 	if err != nil {
 		r.Close()
