@@ -164,6 +164,9 @@ func TestFaults(t *testing.T) {
 			t.Errorf("EIO is %t: %s", got, d.s.stderr)
 		}
 		n := always.Delivered()
+		if !tt.heals {
+			d.s.logged("I/O error")
+		}
 		switch {
 		case n == 0, tt.final && n != 1, !tt.heals && n > 20:
 			t.Errorf("delivered %d times", n)
@@ -327,9 +330,8 @@ func TestReplacedBlob(t *testing.T) {
 			t.Errorf("%d bytes in place of %d: %d requests, no EIO", len(other), len(blob), len(d.reg.Requests()))
 		}
 	}
-	if got := d.s.stderr.String(); !strings.Contains(got, "do not match their digest") || !strings.Contains(got, fmt.Sprintf("has %d bytes, want %d", len(blob)-1, len(blob))) {
-		t.Errorf("stderr: %s", got)
-	}
+	d.s.logged("do not match their digest")
+	d.s.logged(fmt.Sprintf("has %d bytes, want %d", len(blob)-1, len(blob)))
 	d.reg.PutBlob("team/golang", f.im.Layers[1].Digest, blob)
 	if d.read() {
 		t.Errorf("EIO of the right blob: %s", d.s.stderr)

@@ -80,6 +80,13 @@ func start(t *testing.T, args ...string) *server {
 	return s
 }
 
+// logged waits until the server has written what to stderr, for which no client
+// waits.
+func (s *server) logged(what string) {
+	s.t.Helper()
+	eventually(s.t, func() bool { return strings.Contains(s.stderr.String(), what) }, s.stderr.String)
+}
+
 // stop ends the server, the way a signal does, and returns its exit code.
 func (s *server) stop() int {
 	s.cancel()

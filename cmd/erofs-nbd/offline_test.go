@@ -7,7 +7,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
 	"github.com/layerpipe/layerpipe/internal/nbdclient"
@@ -124,11 +123,7 @@ func TestOffline(t *testing.T) {
 		_, err := c.ReadAt(p, f.starts[0])
 		read <- err
 	}()
-	for end := time.Now().Add(30 * time.Second); !strings.Contains(s.stderr.String(), "trying again"); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("stderr: %s", s.stderr)
-		}
-	}
+	s.logged("trying again")
 	if l, err = net.Listen("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}

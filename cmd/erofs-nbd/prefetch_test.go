@@ -137,7 +137,7 @@ func TestPrefetchAgain(t *testing.T) {
 	reg, ref := serveLayout(t, f.im.Dir)
 	gone := reg.Inject(&testregistry.Fault{Match: func(r *http.Request) bool { return r.Header.Get("Range") != "bytes=0-0" && testregistry.Blobs(r) }, Serve: testregistry.Status(http.StatusForbidden)})
 	s := start(t, f.lazyArgs(ref, "--prefetch=all", "--cache-dir", t.TempDir())...)
-	eventually(t, func() bool { return strings.Contains(s.stderr.String(), "again in") }, s.stderr.String)
+	s.logged("again in")
 	if gone.Delivered() == 0 {
 		t.Error("no request failed")
 	}
