@@ -31,6 +31,7 @@ const (
 // others. Whoever has a reply writes what replies have gathered (see reply.go).
 type conn struct {
 	srv *Server
+	raw net.Conn // as it was accepted, below TLS; constant
 	br  *bufio.Reader
 
 	// mu guards nc and its deadlines against the shutdown, which comes from
@@ -63,6 +64,7 @@ type conn struct {
 func newConn(s *Server, nc net.Conn) *conn {
 	return &conn{
 		srv:     s,
+		raw:     nc,
 		nc:      nc,
 		br:      bufio.NewReaderSize(nc, readerSize),
 		slots:   make(chan struct{}, s.MaxRequests),

@@ -2,10 +2,13 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -242,6 +245,59 @@ func TestHandshakesGiveWay(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestHandshakesWithinTLS: a client may give way at any moment of its handshake.
+func TestHandshakesWithinTLS(t *testing.T) {
+	cert, ca := certificate(t)
+	dev := pattern(4096)
+	s := &Server{Exports: []Export{{Device: dev}}, MaxConns: 1, TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
+	path := listen(t, s)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	encrypted := func() *client {
+		c := dial(t, path)
+		c.hello(handshakeFixed | handshakeNoZeroes)
+		c.ack(optStartTLS, nil)
+		inner := tls.Client(c.nc, &tls.Config{RootCAs: roots, ServerName: "localhost"})
+		if err := inner.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		c.nc = inner
+		c.ack(optStructuredReply, nil)
+		c.structured = true
+		return c
+	}
+	first := encrypted()
+	second := encrypted()
+	first.closed()
+	second.ack(optGo, infoData(""))
+	second.check(dev, 0, len(dev))
+}
+
+// TestWhoGivesWay: the oldest handshake of who has the most.
+func TestWhoGivesWay(t *testing.T) {
+	var h handshakes
+	for _, a := range []string{"192.0.2.1", "192.0.2.2", "::ffff:192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8::ffff:2", "2001:db8:0:1::1"} {
+		h.add(&conn{raw: from{addr: &net.TCPAddr{IP: net.ParseIP(a)}}})
+	}
+	h.add(&conn{raw: from{addr: &net.UnixAddr{Net: "unix"}}})
+	var got []string
+	for c := h.first(); c != nil; c = h.first() {
+		got = append(got, c.raw.RemoteAddr().String())
+	}
+	want := "[2001:db8::1]:0 192.0.2.2:0 [2001:db8::2]:0 192.0.2.1:0 192.0.2.2:0 [2001:db8::ffff:2]:0 [2001:db8:0:1::1]:0 "
+	if s := strings.Join(got, " "); s != want {
+		t.Errorf("%q", s)
+	}
+}
+
+// from is a connection that has nothing but a peer.
+type from struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (f from) RemoteAddr() net.Addr { return f.addr }
 
 func TestHandshakeTimeout(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -167,16 +168,18 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// giveWay ends the oldest handshake for the sake of a new client: who has got
-// through, be it with a certificate, must not be kept out by those who cannot.
+// giveWay ends a handshake for the sake of a new client: who could get through,
+// be it with a certificate, must not be kept out by those who cannot.
 func (s *Server) giveWay() bool {
-	c := s.state.young.oldest()
+	c := s.state.young.first()
 	if c == nil {
 		return false
 	}
 	s.state.refused.Add(1)
-	s.logf("client %s gave way in its handshake: %d are connected", clientName(c.nc), s.MaxConns)
-	c.abandon()
+	s.logf("client %s gave way in its handshake: %d are connected", clientName(c.raw), s.MaxConns)
+	// TLS would say goodbye, and wait for a client that does not read it.
+	c.cancel()
+	c.raw.Close()
 	return true
 }
 
@@ -201,16 +204,40 @@ func (h *handshakes) remove(c *conn) {
 	}
 }
 
-// oldest takes the oldest one out; nil if there is none.
-func (h *handshakes) oldest() *conn {
+// first takes out the one that is to end first, nil if there is none: of the
+// peer that has the most, so that nobody drives out others by coming often, the
+// oldest.
+func (h *handshakes) first() *conn {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.all) == 0 {
 		return nil
 	}
-	c := h.all[0]
-	h.all = slices.Delete(h.all, 0, 1)
+	have := make(map[netip.Prefix]int)
+	for _, c := range h.all {
+		have[peer(c.raw)]++
+	}
+	at := 0
+	for i, c := range h.all {
+		if have[peer(c.raw)] > have[peer(h.all[at].raw)] {
+			at = i
+		}
+	}
+	c := h.all[at]
+	h.all = slices.Delete(h.all, at, at+1)
 	return c
+}
+
+// peer is where a client comes from: an address, or of IPv6 the network that one
+// machine may have to itself. All clients of a Unix socket are one.
+func peer(nc net.Conn) netip.Prefix {
+	a, ok := nc.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ip := a.AddrPort().Addr().Unmap()
+	p, _ := ip.Prefix(min(ip.BitLen(), 64)) // no address: none
+	return p
 }
 
 // ServeConn serves one client and closes its connection. It does not count
