@@ -103,6 +103,7 @@ type Output struct {
 // that it points to is replaced or made, not the link.
 func Create(name string) (*Output, error) {
 	mode := fs.FileMode(0o666)
+	follow := followLinks
 	if st, err := os.Stat(name); err == nil {
 		if st.IsDir() {
 			return nil, &fs.PathError{Op: "create", Path: name, Err: errors.New("is a directory")}
@@ -115,8 +116,11 @@ func Create(name string) (*Output, error) {
 			return &Output{File: f, name: name, inPlace: true}, nil
 		}
 		mode = st.Mode().Perm()
+		// What is there has to have the name: /dev/fd/3 may be a file that was
+		// removed, and says "NAME (deleted)" when it is read as a link.
+		follow = filepath.EvalSymlinks
 	}
-	name, err := followLinks(name)
+	name, err := follow(name)
 	if err != nil {
 		return nil, err
 	}
@@ -142,8 +146,8 @@ func Create(name string) (*Output, error) {
 	return nil, fmt.Errorf("create %s: no free temporary name", name)
 }
 
-// followLinks is the name of the file that a name stands for, whether there is
-// one or not.
+// followLinks is the name of the file that a name stands for, where there is none
+// yet.
 func followLinks(name string) (string, error) {
 	const most = 40 // as Linux follows
 	at := name

@@ -75,6 +75,15 @@ func TestCreateThroughLinks(t *testing.T) {
 			t.Errorf("a pipe has got %q: %v", b, err)
 		}
 	}
+	// So is that of a file which was removed, though it reads like a name.
+	if f, err := os.Create(at("other/removed")); err == nil && runtime.GOOS == "linux" {
+		os.Remove(f.Name())
+		if o, err := Create(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); !errors.Is(err, os.ErrNotExist) {
+			o.Commit()
+			t.Errorf("a file that was removed: %v", err)
+		}
+		f.Close()
+	}
 	if _, err := Create(at("links/loop")); !errors.Is(err, syscall.ELOOP) {
 		t.Errorf("a link to itself: %v", err)
 	}
