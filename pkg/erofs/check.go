@@ -275,13 +275,13 @@ func (c *checker) inode(ino *inode, at *pathNode) {
 			c.problem(RuleExtent, ino.Nid, at, "%d bytes without a first block and without the 48BIT feature", ino.Size)
 		}
 	}
-	// Linux wants to know the chunks of what has none, too.
-	if _, err := c.f.newChunkTable(ino); chunked && err != nil {
-		c.problem(RuleInode, ino.Nid, at, "%v", err)
-	}
 	c.xattrs(ino, at)
 	if ino.hasData() && ino.Size > 0 {
 		c.contents(ino, at)
+	} else if chunked { // Linux wants to know the chunks of what has none, too
+		if _, err := c.f.newChunkTable(ino); err != nil {
+			c.problem(RuleInode, ino.Nid, at, "%v", err)
+		}
 	}
 	if ino.IsSymlink() {
 		if _, err := c.f.readLink(ino); err != nil && !errors.Is(err, ErrNoDevice) {

@@ -263,6 +263,22 @@ func TestCheckAsLinux(t *testing.T) {
 	}
 }
 
+// TestCheckOnce: chunks in an unknown format are one problem, not that of the
+// inode and of its data as well.
+func TestCheckOnce(t *testing.T) {
+	img := buildImage(t, erofs.WriterOptions{}, erofs.Final{}, sampleEntries())
+	d := &damage{t, img, openImage(t, img)}
+	at := d.inode("etc/large")
+	d.put(at, 1, ondisk.LayoutChunkBased<<1)
+	d.put(at+0x10, 4, 1<<15)
+	resum(d.img)
+	var found []erofs.Problem
+	openImage(t, d.img).Check(t.Context(), erofs.CheckOptions{}, func(p erofs.Problem) { found = append(found, p) })
+	if len(found) != 1 || found[0].Rule != erofs.RuleExtent {
+		t.Errorf("got %v", found)
+	}
+}
+
 // TestCheckSound: an image of our own writer, with all block sizes, breaks no
 // rule.
 func TestCheckSound(t *testing.T) {
