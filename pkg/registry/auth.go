@@ -61,32 +61,41 @@ func (a *authorizer) stale(used string) bool {
 	return used != "" && (used != a.header || time.Since(a.got) > a.c.o.CredentialLife)
 }
 
+// standing is what a header has that a request is sent with.
+type standing int
+
+const (
+	unsure standing = iota // it may have expired
+	early                  // fresh, but of the token server that was named first: there is another
+	fresh                  // who refuses it, refuses us
+)
+
 // renew answers a 401 to a request that was sent with the header used. When
-// another request has renewed it meanwhile, that one will do; it is not fresh
-// then, and may be refused in its turn.
-func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response) (header string, fresh bool, err error) {
+// another request has renewed it meanwhile, that one will do; it may be refused
+// in its turn.
+func (a *authorizer) renew(ctx context.Context, used string, was standing, resp *http.Response) (header string, is standing, err error) {
 	select {
 	case a.sem <- struct{}{}:
 		defer func() { <-a.sem }()
 	case <-ctx.Done():
-		return "", false, context.Cause(ctx)
+		return "", unsure, context.Cause(ctx)
 	}
 	if now := a.current(); now != used {
-		return now, false, nil
+		return now, unsure, nil
 	}
-	if header, err = a.fetch(ctx, used, resp); err != nil {
-		return "", false, err
+	if header, is, err = a.fetch(ctx, used, was, resp); err != nil {
+		return "", unsure, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.header, a.got = header, time.Now()
-	return header, true, nil
+	return header, is, nil
 }
 
 // fetch makes a header from what the registry asks for in answer to a request
 // that was sent with the header used. Bearer is preferred where there is a choice:
 // it keeps the password from the registry itself.
-func (a *authorizer) fetch(ctx context.Context, used string, resp *http.Response) (string, error) {
+func (a *authorizer) fetch(ctx context.Context, used string, was standing, resp *http.Response) (string, standing, error) {
 	if list := parseChallenges(resp.Header.Values("Www-Authenticate")); len(list) > 0 {
 		a.asked = list
 		if used == "" {
@@ -95,11 +104,18 @@ func (a *authorizer) fetch(ctx context.Context, used string, resp *http.Response
 	}
 	// Some registries send who comes with an expired token to another token
 	// server than who comes with none, and that one may know only its own users.
-	if first := bearerOf(a.first); first != nil && used != "" && first["realm"] != bearerOf(a.asked)["realm"] {
+	// Others have moved theirs, and the old one may still give tokens.
+	if first := bearerOf(a.first); first != nil && used != "" && was != early && first["realm"] != bearerOf(a.asked)["realm"] {
 		if header, err := a.bearer(ctx, first); err == nil {
-			return header, nil
+			return header, early, nil
 		}
 	}
+	header, err := a.answer(ctx)
+	return header, fresh, err
+}
+
+// answer makes a header from what the registry wanted last.
+func (a *authorizer) answer(ctx context.Context) (string, error) {
 	if params := bearerOf(a.asked); params != nil {
 		return a.bearer(ctx, params)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -194,7 +195,8 @@ func TestRealmOfExpired(t *testing.T) {
 	if f.Delivered() != 4 || tokens.Issued() < 3 {
 		t.Errorf("%d faults, %d tokens", f.Delivered(), tokens.Issued())
 	}
-	// A token server that has moved is found again.
+	// A token server that has moved is found again, whether it has left nothing at
+	// its old place or something that gives tokens as before.
 	moved := httptest.NewServer(http.HandlerFunc(tokens.ServeToken))
 	defer moved.Close()
 	w.ClearFaults()
@@ -203,6 +205,14 @@ func TestRealmOfExpired(t *testing.T) {
 	f = w.Inject(&testregistry.Fault{Match: testregistry.Path("/token"), Serve: testregistry.Status(404)})
 	if b, err := readBlob(r, w.layer); err != nil || !bytes.Equal(b, w.blob) || f.Delivered() != 1 {
 		t.Errorf("moved: %d bytes, %v; asked %d times at its old place", len(b), err, f.Delivered())
+	}
+	w.ClearFaults()
+	tokens.Revoke()
+	f = w.Inject(&testregistry.Fault{Match: testregistry.Path("/token"), Serve: func(rw http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		io.WriteString(rw, `{"token":"worthless"}`)
+	}})
+	if b, err := readBlob(r, w.layer); err != nil || !bytes.Equal(b, w.blob) || f.Delivered() != 1 {
+		t.Errorf("two: %d bytes, %v; asked %d times at its old place", len(b), err, f.Delivered())
 	}
 }
 

@@ -141,7 +141,7 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 		v.Scheme = c.scheme()
 		u = &v
 	}
-	used, fresh := c.auth.current(), false
+	used, is := c.auth.current(), unsure
 	for {
 		resp, err := c.send(ctx, method, u, header, used)
 		if err != nil {
@@ -150,11 +150,11 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 		switch {
 		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
 			return resp, nil
-		case c.refused(resp, used) && !fresh && sameOrigin(u, resp.Request.URL):
+		case c.refused(resp, used) && is != fresh && sameOrigin(u, resp.Request.URL):
 			// Only the registry's own word counts: a 401 of a redirect's target
 			// is about its signature. What it refuses though it is fresh, it refuses.
 			discard(resp)
-			if used, fresh, err = c.auth.renew(ctx, used, resp); err != nil {
+			if used, is, err = c.auth.renew(ctx, used, is, resp); err != nil {
 				return nil, fmt.Errorf("%s: %w", what, err)
 			}
 		default:
