@@ -60,12 +60,6 @@ func (d StateDir) Attach(s *State, serve func(net.Conn)) (*Device, *StateFile, e
 // attachAs attaches one device, by netlink. The error is EBUSY if somebody has
 // it.
 func (d StateDir) attachAs(s *State, serve func(net.Conn)) (*Device, *StateFile, error) {
-	// What is known of a device that waits for its next server must stay.
-	if i, err := Stat(s.Index); err != nil {
-		return nil, nil, err
-	} else if i.Attached {
-		return nil, nil, explain(s.Index, unix.EBUSY)
-	}
 	file, err := d.claim(s)
 	if err != nil {
 		return nil, nil, err
@@ -93,7 +87,8 @@ func (d StateDir) attachIoctl(s *State, serve func(net.Conn)) (*Device, *StateFi
 }
 
 // claim writes a state file, and holds its lock, unless somebody else does, who
-// is about to attach the device or just done with it: EBUSY.
+// is about to attach the device or just done with it, or the device is attached:
+// EBUSY.
 func (d StateDir) claim(s *State) (*StateFile, error) {
 	unlock, err := d.lock()
 	if err != nil {
@@ -113,6 +108,14 @@ func (d StateDir) claim(s *State) (*StateFile, error) {
 		case err != nil:
 			return nil, err
 		}
+	}
+	// What is known of a device that waits for its next server must stay. Nobody
+	// of us attaches it now, so that this cannot change before we write.
+	switch i, err := Stat(s.Index); {
+	case err != nil:
+		return nil, err
+	case i.Attached:
+		return nil, explain(s.Index, unix.EBUSY)
 	}
 	return d.write(s)
 }

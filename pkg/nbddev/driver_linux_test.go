@@ -116,6 +116,16 @@ func TestStateIsFirst(t *testing.T) {
 	if left, _ := os.ReadDir(string(elsewhere)); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
+	// What is known of it stays when its server is gone: it waits for the next.
+	f.Close()
+	again = *s
+	if _, _, err := dir.Attach(&again, nil); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("that of a dead server: %v", err)
+	}
+	f, _, err = dir.Take(s.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := errors.Join(d.Disconnect(), f.Remove()); err != nil {
 		t.Error(err)
 	}
