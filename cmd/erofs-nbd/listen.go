@@ -115,22 +115,32 @@ const (
 )
 
 // sweepSockets removes the sockets of servers that were killed. Whatever stands
-// in the way of that leaves them where they are.
+// in the way of that leaves them where they are. Nothing outside of base is
+// removed, whoever makes directories there links to other places meanwhile.
 func sweepSockets(base string) {
-	dirs, err := filepath.Glob(filepath.Join(base, socketDir+"*"))
+	root, err := os.OpenRoot(base)
 	if err != nil {
 		return
 	}
-	for _, dir := range dirs {
-		st, err := os.Lstat(dir)
+	defer root.Close()
+	list, err := fs.ReadDir(root.FS(), ".")
+	if err != nil {
+		return
+	}
+	for _, e := range list {
+		dir := e.Name()
+		if !strings.HasPrefix(dir, socketDir) {
+			continue
+		}
+		st, err := root.Lstat(dir)
 		if err != nil || !st.IsDir() || time.Since(st.ModTime()) < socketAge {
 			continue
 		}
-		path := filepath.Join(dir, socketName)
-		if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket != 0 && !listened(path) {
-			os.Remove(path)
+		name := filepath.Join(dir, socketName)
+		if st, err := root.Lstat(name); err == nil && st.Mode()&fs.ModeSocket != 0 && !listened(filepath.Join(base, name)) {
+			root.Remove(name)
 		}
-		os.Remove(dir) // unless there is something in it
+		root.Remove(dir) // unless there is something in it
 	}
 }
 
