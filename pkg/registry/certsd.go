@@ -1,7 +1,11 @@
 package registry
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,8 +25,8 @@ func usualCertsDirs() []string {
 }
 
 // takeCerts adds the certificates that are kept for the place's host to those
-// that the configuration of mirrors gives it. What cannot be read may not be
-// needed: it is said, and the server's answer shows whether it matters.
+// that the configuration of mirrors gives it. What cannot be read, or is none, may
+// not be needed: it is said, and the server's answer shows whether it matters.
 func (p *place) takeCerts(o *Options) {
 	if o.PlainHTTP {
 		return
@@ -37,32 +41,43 @@ func (p *place) takeCerts(o *Options) {
 		if err != nil {
 			continue
 		}
-		readable := func(name string) bool {
-			f, err := os.Open(name)
-			if err != nil {
-				if o.Notify != nil {
-					o.Notify(fmt.Sprintf("certificates: %v", err))
-				}
-				return false
+		good := func(err error) bool {
+			if err != nil && o.Notify != nil {
+				o.Notify(fmt.Sprintf("certificates: %v", err))
 			}
-			f.Close()
-			return true
+			return err == nil
 		}
 		own := o.CertFile != "" || len(p.certFiles) > 0 // is nearer at hand
 		for _, e := range list {
 			name := filepath.Join(dir, e.Name())
 			switch filepath.Ext(name) {
 			case ".crt":
-				if readable(name) {
+				if good(checkAuthority(name)) {
 					p.caFiles = append(p.caFiles, name)
 				}
 			case ".cert":
 				key := strings.TrimSuffix(name, "cert") + "key"
-				if !own && readable(name) && readable(key) {
+				if !own && good(checkPair(name, key)) {
 					p.certFiles = append(p.certFiles, [2]string{name, key})
 				}
 			}
 		}
 		return
 	}
+}
+
+func checkAuthority(name string) error {
+	pem, err := os.ReadFile(name)
+	if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		err = fmt.Errorf("%s: no certificate in it", name)
+	}
+	return err
+}
+
+func checkPair(name, key string) error {
+	_, err := tls.LoadX509KeyPair(name, key)
+	if _, named := errors.AsType[*fs.PathError](err); err != nil && !named {
+		err = fmt.Errorf("%s and its key: %w", name, err)
+	}
+	return err
 }

@@ -165,6 +165,8 @@ func TestCertsDir(t *testing.T) {
 		"another's authority":  {links: map[string]string{"ca.crt": stranger.caFile, "me.cert": p.certFile, "me.key": p.keyFile}, say: "certificate"},
 		"no client":            {links: map[string]string{"ca.crt": p.caFile}, say: "certificate"},
 		"a client without key": {links: map[string]string{"ca.crt": p.caFile, "me.cert": p.certFile}, say: "certificate", told: "me.key"},
+		"no authority":         {links: map[string]string{"a.crt": p.keyFile, "b.crt": p.caFile, "me.cert": p.certFile, "me.key": p.keyFile}, told: "a.crt: no certificate"},
+		"a key for another":    {links: map[string]string{"ca.crt": p.caFile, "me.cert": p.certFile, "me.key": stranger.keyFile}, say: "certificate", told: "me.cert and its key"},
 		"the first one counts": {first: true, links: map[string]string{"ca.crt": p.caFile, "me.cert": p.certFile, "me.key": p.keyFile}, say: "certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
