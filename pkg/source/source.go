@@ -109,9 +109,9 @@ func SplitTag(s string) (path, tag string, err error) {
 		return s, "", nil
 	}
 	// What an image is called may have colons of its own: registry/name:tag. So the
-	// path ends where there is something.
-	for i := 1; i < len(s); i++ {
-		if s[i] != ':' {
+	// path is the longest one that leads to something.
+	for i := len(s) - 1; i > 0; i-- {
+		if s[i] != ':' && !(s[i] == '@' && digest.Digest(s[i+1:]).Validate() == nil) {
 			continue
 		}
 		if _, err := os.Stat(s[:i]); err == nil {

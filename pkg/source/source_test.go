@@ -267,7 +267,7 @@ func TestSplitTag(t *testing.T) {
 	dir := filepath.ToSlash(t.TempDir())
 	there := []string{dir + "/image"}
 	if runtime.GOOS != "windows" { // no colons there
-		there = append(there, dir+"/a:b")
+		there = append(there, dir+"/a:b", dir+"/image:2", dir+"/image:2:3") // beside image
 	}
 	for _, name := range there {
 		if err := os.Mkdir(name, 0o700); err != nil {
