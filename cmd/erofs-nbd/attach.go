@@ -90,10 +90,18 @@ func (f *flags) checkAttach() error {
 		return cli.Usagef("--daemon or --run, not both")
 	case f.Daemon && (f.List || f.Detach != ""):
 		return cli.Usagef("--daemon is for a server")
+	case (f.Daemon || f.Reattach == "all") && isDescriptor(f.AuthFile):
+		return cli.Usagef("--authfile %s: a daemon does not have it, give a file", f.AuthFile)
 	case f.attaching() && f.DeadTimeout < time.Second:
 		return cli.Usagef("--dead-timeout: at least 1s")
 	}
 	return nil
+}
+
+// isDescriptor reports whether a name means one of this process's own files, as
+// the shell's <(command) does. In another process it is nothing, or another.
+func isDescriptor(name string) bool {
+	return strings.HasPrefix(name, "/dev/fd/") || strings.HasPrefix(name, "/proc/self/fd/") || name == "/dev/stdin"
 }
 
 // checkAlone refuses what would go unheard: a device that is attached has its

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerpipe/layerpipe/cmd/internal/cli"
+	"github.com/layerpipe/layerpipe/cmd/internal/regflags"
 	"github.com/layerpipe/layerpipe/pkg/nbddev"
 )
 
@@ -36,6 +37,8 @@ func TestBadAttachFlags(t *testing.T) {
 		{"--list --mount x", "--list goes without"},
 		{"--detach nbd0 --reattach nbd0", "only one of"},
 		{"--list --daemon", "--daemon is for"},
+		{"--index i --blob b --daemon --authfile /dev/fd/3", "a daemon does not have it"},
+		{"--reattach all --authfile /dev/fd/63", "a daemon does not have it"},
 		{"--reattach nbd0 --blob x", "--reattach goes without"},
 		{"--reattach nbd0 --cache-dir x", "keeps its own"},
 		{"--reattach all --plain-http", "keeps its own"},
@@ -137,6 +140,24 @@ func TestSaved(t *testing.T) {
 		f.attachFlags = attachFlags{Mount: f.Mount, MountOptions: f.MountOptions, DeadTimeout: f.DeadTimeout}
 		if !reflect.DeepEqual(got, f) {
 			t.Errorf("%+v, want %+v", got, f)
+		}
+	}
+}
+
+// TestInheritedCredentials: a file stays with a device; what only its server had,
+// a pipe of its own, does not.
+func TestInheritedCredentials(t *testing.T) {
+	for _, tt := range []struct{ old, now, want string }{
+		{"/a", "", "/a"}, {"/a", "/b", "/b"}, {"/dev/fd/63", "", ""}, {"/proc/self/fd/3", "/b", "/b"},
+	} {
+		b, err := json.Marshal(&flags{Index: "/i", Blob: []string{"b"}, Flags: regflags.Flags{AuthFile: tt.old}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := &flags{Flags: regflags.Flags{AuthFile: tt.now}}
+		got, err := now.inherit(&nbddev.State{Server: b, DeadTimeout: time.Hour})
+		if err != nil || got.AuthFile != tt.want {
+			t.Errorf("%+v: %v, %v", tt, got, err)
 		}
 	}
 }

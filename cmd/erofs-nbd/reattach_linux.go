@@ -71,12 +71,12 @@ func (f *flags) inherit(state *nbddev.State) (*flags, error) {
 	}
 	old.Daemon, old.StateDir, old.Stats = f.Daemon, f.StateDir, f.Stats
 	old.Verbose = f.Verbose
-	// A password is the one thing that was not kept.
+	// A password is the one thing that was not kept, wherever it came from.
 	old.PasswordStdin = f.PasswordStdin
 	if f.Username != "" {
 		old.Username = f.Username
 	}
-	if f.AuthFile != "" {
+	if f.AuthFile != "" || isDescriptor(old.AuthFile) {
 		old.AuthFile = f.AuthFile
 	}
 	return old, nil
