@@ -48,10 +48,15 @@ func (o *Options) hostsToml(ref Reference) (list []place, found bool, err error)
 		dir, must = defaultHostsDir, false
 	}
 	list, found, err = hostsIn(dir, ref)
-	if err == nil || must {
+	if must {
 		return list, found, err
 	}
 	switch {
+	case err == nil:
+		for i := range list {
+			list[i].dropDenied(o.Notify)
+		}
+		return list, found, nil
 	case errors.Is(err, fs.ErrNotExist):
 	case errors.Is(err, fs.ErrPermission):
 		// It is root's, as containerd is. A mirror is of use, and never needed.
@@ -62,6 +67,26 @@ func (o *Options) hostsToml(ref Reference) (list []place, found bool, err error)
 		return nil, found, err
 	}
 	return nil, false, nil
+}
+
+// dropDenied drops the certificates of a place that are not ours to read, as keys
+// are not even where all else is.
+func (p *place) dropDenied(notify func(string)) {
+	denied := func(name string) bool {
+		f, err := os.Open(name)
+		if err == nil {
+			f.Close()
+		}
+		if !errors.Is(err, fs.ErrPermission) {
+			return false
+		}
+		if notify != nil {
+			notify(fmt.Sprintf("mirrors: %v", err))
+		}
+		return true
+	}
+	p.caFiles = slices.DeleteFunc(p.caFiles, denied)
+	p.certFiles = slices.DeleteFunc(p.certFiles, func(pair [2]string) bool { return denied(pair[0]) || denied(pair[1]) })
 }
 
 // hostsIn looks for a reference's registry in a directory, which has to be there.

@@ -520,7 +520,7 @@ func TestHostsDirUsual(t *testing.T) {
 	usual := defaultHostsDir
 	defer func() { defaultHostsDir = usual }()
 	t.Setenv("LAYERPIPE_HOSTS_DIR", "")
-	dir := t.TempDir()
+	dir, pki := t.TempDir(), newPKI(t)
 	for name, tt := range map[string]struct {
 		make func(dir string) error
 		bad  bool
@@ -532,9 +532,15 @@ func TestHostsDirUsual(t *testing.T) {
 			file := filepath.Join(dir, "_default", "hosts.toml")
 			return errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte("="), 0o600))
 		}, true},
+		"key not readable": {func(dir string) error {
+			dir = filepath.Join(dir, "_default")
+			return errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "key"), nil, 0),
+				os.WriteFile(filepath.Join(dir, "hosts.toml"), fmt.Appendf(nil, "client = [[%q, %q]]", pki.certFile, filepath.Join(dir, "key")), 0o600))
+		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "not readable" {
+			unreadable := strings.HasSuffix(name, "not readable")
+			if unreadable {
 				skipRoot(t)
 			}
 			defaultHostsDir = filepath.Join(dir, name)
@@ -552,7 +558,7 @@ func TestHostsDirUsual(t *testing.T) {
 			if (err != nil) != tt.bad {
 				t.Error(err)
 			}
-			if said := w.said(); (said != "") != (name == "not readable") {
+			if said := w.said(); (said != "") != unreadable {
 				t.Errorf("said %q", said)
 			}
 		})
