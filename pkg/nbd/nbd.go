@@ -93,8 +93,8 @@ type Server struct {
 	TLS *tls.Config
 
 	// MaxConns bounds the connections at one time. One more is closed at once,
-	// or takes the place of that which has been in its handshake for longest.
-	// Default 64.
+	// or takes the place of one that is still in its handshake: the oldest one of
+	// the address that has the most of them. Default 64.
 	MaxConns int
 	// MaxRequests bounds the requests in flight on one connection. Default 64.
 	MaxRequests int
