@@ -240,8 +240,8 @@ func peer(nc net.Conn) netip.Prefix {
 	return p
 }
 
-// ServeConn serves one client and closes its connection. It does not count
-// against MaxConns.
+// ServeConn serves one client and closes its connection. It is not refused for
+// MaxConns, but counts there for those who come to Serve.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	if err := s.init(); err != nil {
 		nc.Close()
