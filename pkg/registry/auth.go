@@ -30,9 +30,10 @@ type authorizer struct {
 	sem        chan struct{} // held while a token is fetched: one at a time
 	anonymous  atomic.Bool   // the header is from a token server that knows nothing of us
 
-	mu     sync.Mutex
-	header string
-	got    time.Time // when header was
+	mu        sync.Mutex
+	header    string
+	got       time.Time // when header was
+	tentative bool      // header is from the token server that was named first, and has not been accepted yet
 
 	// Guarded by sem.
 	asked   []challenge // what the registry wanted last
@@ -61,41 +62,42 @@ func (a *authorizer) stale(used string) bool {
 	return used != "" && (used != a.header || time.Since(a.got) > a.c.o.CredentialLife)
 }
 
-// standing is what a header has that a request is sent with.
-type standing int
-
-const (
-	unsure standing = iota // it may have expired
-	early                  // fresh, but of the token server that was named first: there is another
-	fresh                  // who refuses it, refuses us
-)
-
-// renew answers a 401 to a request that was sent with the header used. When
-// another request has renewed it meanwhile, that one will do; it may be refused
-// in its turn.
-func (a *authorizer) renew(ctx context.Context, used string, was standing, resp *http.Response) (header string, is standing, err error) {
+// renew answers a 401 to a request that was sent with the header used. Whoever
+// gets a fresh one and is refused all the same need not ask again. When another
+// request has renewed it meanwhile, that one will do; it may be refused in its
+// turn.
+func (a *authorizer) renew(ctx context.Context, used string, resp *http.Response) (header string, fresh bool, err error) {
 	select {
 	case a.sem <- struct{}{}:
 		defer func() { <-a.sem }()
 	case <-ctx.Done():
-		return "", unsure, context.Cause(ctx)
+		return "", false, context.Cause(ctx)
 	}
 	if now := a.current(); now != used {
-		return now, unsure, nil
+		return now, false, nil
 	}
-	if header, is, err = a.fetch(ctx, used, was, resp); err != nil {
-		return "", unsure, err
+	if header, fresh, err = a.fetch(ctx, used, resp); err != nil {
+		return "", false, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.header, a.got = header, time.Now()
-	return header, is, nil
+	a.header, a.got, a.tentative = header, time.Now(), !fresh
+	return header, fresh, nil
+}
+
+// accepted tells that the registry has taken the header used.
+func (a *authorizer) accepted(used string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if used == a.header {
+		a.tentative = false
+	}
 }
 
 // fetch makes a header from what the registry asks for in answer to a request
 // that was sent with the header used. Bearer is preferred where there is a choice:
 // it keeps the password from the registry itself.
-func (a *authorizer) fetch(ctx context.Context, used string, was standing, resp *http.Response) (string, standing, error) {
+func (a *authorizer) fetch(ctx context.Context, used string, resp *http.Response) (header string, fresh bool, err error) {
 	if list := parseChallenges(resp.Header.Values("Www-Authenticate")); len(list) > 0 {
 		a.asked = list
 		if used == "" {
@@ -104,14 +106,18 @@ func (a *authorizer) fetch(ctx context.Context, used string, was standing, resp 
 	}
 	// Some registries send who comes with an expired token to another token
 	// server than who comes with none, and that one may know only its own users.
-	// Others have moved theirs, and the old one may still give tokens.
-	if first := bearerOf(a.first); first != nil && used != "" && was != early && first["realm"] != bearerOf(a.asked)["realm"] {
+	// Others have moved theirs, and the old one may still give tokens, which are
+	// refused: so what it gives is tried once.
+	a.mu.Lock()
+	tried := a.tentative
+	a.mu.Unlock()
+	if first := bearerOf(a.first); first != nil && used != "" && !tried && first["realm"] != bearerOf(a.asked)["realm"] {
 		if header, err := a.bearer(ctx, first); err == nil {
-			return header, early, nil
+			return header, false, nil
 		}
 	}
-	header, err := a.answer(ctx)
-	return header, fresh, err
+	header, err = a.answer(ctx)
+	return header, true, err
 }
 
 // answer makes a header from what the registry wanted last.

@@ -141,7 +141,7 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 		v.Scheme = c.scheme()
 		u = &v
 	}
-	used, is := c.auth.current(), unsure
+	used, fresh := c.auth.current(), false
 	for {
 		resp, err := c.send(ctx, method, u, header, used)
 		if err != nil {
@@ -149,12 +149,13 @@ func (c *client) get(ctx context.Context, method string, u *url.URL, header http
 		}
 		switch {
 		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
+			c.auth.accepted(used)
 			return resp, nil
-		case c.refused(resp, used) && is != fresh && sameOrigin(u, resp.Request.URL):
+		case c.refused(resp, used) && !fresh && sameOrigin(u, resp.Request.URL):
 			// Only the registry's own word counts: a 401 of a redirect's target
 			// is about its signature. What it refuses though it is fresh, it refuses.
 			discard(resp)
-			if used, is, err = c.auth.renew(ctx, used, is, resp); err != nil {
+			if used, fresh, err = c.auth.renew(ctx, used, resp); err != nil {
 				return nil, fmt.Errorf("%s: %w", what, err)
 			}
 		default:
