@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
@@ -141,7 +142,7 @@ func TestAuthFilePlacesBad(t *testing.T) {
 	}{
 		"a directory":          {func(_ *testing.T, name string) error { return os.MkdirAll(name, 0o700) }, "config.json"},
 		"not JSON":             {func(_ *testing.T, name string) error { return os.WriteFile(name, []byte("hunter2"), 0o600) }, "config.json is not valid JSON"},
-		"no permission":        {func(t *testing.T, name string) error { skipRoot(t); return os.WriteFile(name, nil, 0) }, "config.json"},
+		"no permission":        {func(t *testing.T, name string) error { interop.Permissions(t); return os.WriteFile(name, nil, 0) }, "config.json"},
 		"nothing in the place": {func(_ *testing.T, name string) error { return nil }, ""},
 		"a file in the place": {func(_ *testing.T, name string) error {
 			return errors.Join(os.Remove(filepath.Dir(name)), os.WriteFile(filepath.Dir(name), nil, 0o600))
@@ -169,12 +170,6 @@ func TestAuthFilePlacesBad(t *testing.T) {
 			}
 			noSecret(t, fmt.Sprint(w.said()))
 		})
-	}
-}
-
-func skipRoot(t *testing.T) {
-	if os.Getuid() <= 0 {
-		t.Skip("root may read everything, and Windows has no such permissions")
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/layerpipe/layerpipe/internal/interop"
 	"github.com/layerpipe/layerpipe/internal/testregistry"
 	"github.com/layerpipe/layerpipe/pkg/fault"
 )
@@ -541,7 +542,7 @@ func TestHostsDirUsual(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			unreadable := strings.HasSuffix(name, "not readable")
 			if unreadable {
-				skipRoot(t)
+				interop.Permissions(t)
 			}
 			defaultHostsDir = filepath.Join(dir, name)
 			if err := tt.make(defaultHostsDir); err != nil {
