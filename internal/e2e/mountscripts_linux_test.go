@@ -192,7 +192,10 @@ func TestOciMountFuse(t *testing.T) {
 	// By a digest that has an index nobody asks what it is.
 	reg.Reset()
 	byDigest := strings.TrimSuffix(ref, ":latest") + "@" + strings.Replace(strings.TrimSuffix(filepath.Base(names[0]), ".erofs"), "-", ":", 1)
-	if r := mountScript(t, "oci-mount", "--fuse", "--plain-http", "--username=someone", "--password-stdin", "--index-dir", indexes, byDigest, mounts[0]); r.code != 0 {
+	ociMountDigest := func(more ...string) result {
+		return mountScript(t, "oci-mount", append([]string{"--fuse", "--plain-http", "--username=someone", "--password-stdin", "--index-dir", indexes, byDigest, mounts[0]}, more...)...)
+	}
+	if r := ociMountDigest(); r.code != 0 {
 		t.Fatalf("oci-mount %s: %d %s", byDigest, r.code, r.stderr)
 	}
 	for _, q := range reg.Requests() {
@@ -202,6 +205,9 @@ func TestOciMountFuse(t *testing.T) {
 	}
 	if r := mountScript(t, "oci-umount", mounts[0]); r.code != 0 {
 		t.Errorf("oci-umount: %d %s", r.code, r.stderr)
+	}
+	if r := ociMountDigest("--platform=linux/s390x"); r.code != 4 || !strings.Contains(r.stderr, "s390x") {
+		t.Errorf("oci-mount %s of another platform: %d %s", byDigest, r.code, r.stderr)
 	}
 	interop.Run(t, "umount", mounts[1])
 	nothing := func() {
